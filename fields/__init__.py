@@ -1,1 +1,1 @@
-"""TODO"""
+"""Representations: encodings, networks, and one field per file."""

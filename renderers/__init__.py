@@ -1,1 +1,1 @@
-"""TODO"""
+"""From fields to pixels: ray marching, opacity laws, backgrounds, losses and image metrics."""

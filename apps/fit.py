@@ -1,0 +1,154 @@
+"""The fit loop: draw rays, render, add up the losses, step. What else a fit does is a list of plain callables.
+
+``Job`` holds all that a checkpoint must hold; ``fit`` runs it until a ``Budget`` of steps or seconds is spent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..fields.optimizer import Adam
+from ..renderers.exposure import Exposure
+from ..renderers.protocols import Loss, Step
+from ..renderers.volume import VolumeRenderer
+from .batches import PixelBatches
+from .errors import UserError
+
+
+class NotFiniteError(UserError):
+    """A loss became NaN or infinite: which term, at which step."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to fit: a number of steps, or of seconds. Learning rates follow the share that is spent."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def spent(self, step: int, elapsed: float) -> float:
+        """0 at the start, 1 at the end."""
+        if self.seconds is not None:
+            return min(elapsed / self.seconds, 1.0)
+        assert self.steps is not None
+        return min(step / self.steps, 1.0) if self.steps else 1.0
+
+
+@dataclass
+class Job:
+    """A fit under way."""
+
+    field: nn.Module
+    renderer: VolumeRenderer
+    batches: PixelBatches
+    losses: Mapping[str, Loss]
+    optimizer: Adam
+    learning_rate: Callable[[float], float]  # share of the budget spent -> factor on the groups' rates
+    samples_per_step: int
+    exposure: Exposure | None = None
+    rays_per_step: int = 1024
+    step: int = 0
+    elapsed: float = 0.0
+    generator: torch.Generator = field(default_factory=torch.Generator)  # occupancy updates
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes while fitting, by name; ``restore`` takes it back."""
+        found = {f"field.{k}": v for k, v in self.field.state_dict().items()}
+        found |= {f"renderer.{k}": v for k, v in self.renderer.state_dict().items()}
+        if self.exposure is not None:
+            found |= {f"exposure.{k}": v for k, v in self.exposure.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        found |= {f"random.{k}": g.get_state() for k, g in self._generators().items()}
+        return found | {"random.torch": torch.get_rng_state()}
+
+    def metadata(self) -> dict[str, float]:
+        return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step}
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, float]) -> None:
+        """Go on from what ``tensors`` and ``metadata`` described."""
+        part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        self.field.load_state_dict(part("field."))
+        self.renderer.load_state_dict(part("renderer."))
+        if self.exposure is not None:
+            self.exposure.load_state_dict(part("exposure."))
+        state: dict[int, dict[str, Tensor | int]] = {}
+        for name, value in part("optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = int(value) if key == "step" else value
+        if state:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for name, generator in self._generators().items():
+            generator.set_state(tensors[f"random.{name}"])
+        torch.set_rng_state(tensors["random.torch"])
+        self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
+        self.rays_per_step = int(metadata["rays_per_step"])
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"batches": self.batches.generator, "march": self.renderer.generator, "occupancy": self.generator}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a callable after a step is told."""
+
+    job: Job
+    step: Step
+    terms: Mapping[str, float]  # each loss, weight included
+    spent: float  # share of the budget
+
+
+def fit(job: Job, budget: Budget, after_step: Sequence[Callable[[Report], None]] = (), stop: Callable[[], bool] = lambda: False) -> None:
+    """Run ``job`` until ``budget`` is spent or ``stop()`` says so.
+
+    Raises NotFiniteError, before anything is updated, when a loss is not finite.
+    """
+    rates = [group["lr"] for group in job.optimizer.param_groups]
+    job.renderer.train()
+    clock = time.perf_counter() - job.elapsed
+    while (spent := budget.spent(job.step, job.elapsed)) < 1 and not stop():
+        for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * job.learning_rate(spent)
+        report = _one_step(job, spent)
+        job.elapsed = time.perf_counter() - clock
+        for call in after_step:
+            call(report)
+        job.elapsed = time.perf_counter() - clock
+    for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    job.renderer.eval()
+
+
+def _one_step(job: Job, spent: float) -> Report:
+    rays, target = job.batches.draw(job.rays_per_step)
+    render = job.renderer.render(job.field, rays)  # type: ignore[arg-type]
+    if job.exposure is not None:
+        assert render.pixels.colors is not None
+        render = replace(render, pixels=replace(render.pixels, colors=job.exposure(render.pixels.colors, rays.camera_indices)))
+    step = Step(job.step, job.field, rays, render, target)
+    terms = {name: loss(step) for name, loss in job.losses.items()}
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    for name, value in values.items():
+        if not abs(value) < float("inf"):
+            raise NotFiniteError(f"fit: loss {name!r}: expected a finite number at step {job.step}, got {value}; lower the learning rate")
+    job.optimizer.zero_grad()
+    total = sum(terms.values(), torch.zeros(()))
+    if total.requires_grad:
+        total.backward()
+        job.optimizer.step()
+    job.step += 1
+    job.rays_per_step = _adapted(job.rays_per_step, len(render.samples) if render.samples is not None else 0, job.samples_per_step)
+    return Report(job, step, values, spent)
+
+
+def _adapted(rays: int, samples: int, wanted: int) -> int:
+    """As many rays as fill the wanted number of samples, at most doubled at a time, in steps of 64."""
+    factor = min(max(wanted / max(samples, 1), 0.5), 2.0)
+    return int(min(max(rays * factor, 256), 65536)) // 64 * 64
+
+

@@ -1,0 +1,158 @@
+"""Instant-NGP: a hash-grid radiance field, marched through an occupancy grid (Müller et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import ClassVar
+
+import torch
+
+from ...datasets.scene import Scene
+from ...fields.encodings import HashGridConfig
+from ...fields.optimizer import Adam
+from ...fields.radiance_grid import RadianceGrid, RadianceGridConfig
+from ...geometry.occupancy import OccupancyGrid
+from ...geometry.types import Aabb
+from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
+from ...renderers.exposure import Exposure
+from ...renderers.losses.distortion import Distortion
+from ...renderers.losses.opacity import Opacity
+from ...renderers.losses.photometric import Photometric
+from ...renderers.opacity import density
+from ...renderers.volume import MarchConfig, VolumeRenderer
+from ..batches import PixelBatches
+from ..fit import Job, Report
+from ..run import SceneFacts
+
+
+class Background(Enum):
+    """What stands behind the scene."""
+
+    AUTO = "auto"
+    """Random while fitting and white when shown where the photographs have alpha; else black."""
+    BLACK = "black"
+    WHITE = "white"
+    RANDOM = "random"
+    LEARNED = "learned"
+
+
+@dataclass(frozen=True)
+class OccupancyConfig:
+    """The grid that says where marching can skip."""
+
+    resolution: int = 128
+    threshold: float = 0.01
+    """A cell is empty where one step through it is more transparent than 1 minus this."""
+    decay: float = 0.95
+    every: int = 16
+    """Steps between updates."""
+    warmup: int = 256
+    """Steps during which every cell is looked at."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, with rates that fall exponentially after a short warm-up."""
+
+    learning_rate: float = 1e-2
+    final_fraction: float = 0.05
+    """Of the learning rate, at the end of the budget."""
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-15
+    network_weight_decay: float = 1e-6
+
+    def factor(self, spent: float) -> float:
+        """Share of the budget spent -> factor on the learning rate."""
+        return self.final_fraction**spent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches."""
+
+    default_steps: ClassVar[int] = 4000
+
+    field: RadianceGridConfig = field(default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(log2_size=17)))
+    march: MarchConfig = MarchConfig()
+    occupancy: OccupancyConfig = OccupancyConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    photometric: Photometric = Photometric()
+    distortion: Distortion = Distortion()
+    opacity: Opacity = Opacity()
+    background: Background = Background.AUTO
+    exposure: bool = False
+    """Fit one gain per photograph and channel."""
+    samples_per_step: int = 32768
+    """Intervals with a gradient per step; the number of rays follows."""
+
+    def build_model(self, facts: SceneFacts) -> tuple[RadianceGrid, VolumeRenderer]:
+        """An unfitted field and its renderer, for a scene of this size."""
+        outer = 2 ** (facts.cascades - 1)
+        grid = replace(self.field.grid, finest_resolution=self.field.grid.finest_resolution * outer)
+        model = replace(self.field, grid=grid).build(Aabb.cube(outer))
+        occupancy = OccupancyGrid(self.occupancy.resolution, facts.cascades, 1.0)
+        march = self.march
+        if facts.cascades > 1 and march.cone_angle == 0:
+            march = replace(march, cone_angle=1 / 256)
+        return model, VolumeRenderer(occupancy, density, self._background(facts.has_alpha), march)
+
+    def build(self, scene: Scene, seed: int = 0) -> Job:
+        """Everything that ``fit`` needs."""
+        torch.manual_seed(seed)
+        model, renderer = self.build_model(SceneFacts.of(scene))
+        renderer.occupancy.mark_unseen(scene.cameras_seeing)
+        renderer.generator.manual_seed(seed + 1)
+        exposure = Exposure(len(scene.train)) if self.exposure else None
+        rate, o = self.optimizer.learning_rate, self.optimizer
+        networks = [*model.density_network.parameters(), *model.color_network.parameters()]
+        groups = [
+            {"params": [model.encoding.table], "sparse": True, "half": [model.encoding.half_table]},
+            {"params": networks, "weight_decay": o.network_weight_decay},
+        ]
+        extra = [*renderer.parameters(), *(exposure.parameters() if exposure is not None else ())]
+        if extra:
+            groups.append({"params": extra, "lr": rate * 0.1})
+        losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
+        job = Job(
+            field=model,
+            renderer=renderer,
+            batches=PixelBatches(scene.train, near=scene.near, seed=seed + 2),
+            losses={name: loss for name, loss in losses.items() if loss.weight != 0},
+            optimizer=Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps),
+            learning_rate=o.factor,
+            samples_per_step=self.samples_per_step,
+            exposure=exposure,
+        )
+        job.generator.manual_seed(seed + 3)
+        return job
+
+    def after_step(self) -> list:
+        """What this recipe does after each step."""
+        return [self.update_occupancy]
+
+    def update_occupancy(self, report: Report) -> None:
+        job, o = report.job, self.occupancy
+        if job.step % o.every:
+            return
+        with torch.no_grad():
+            job.renderer.occupancy.update(
+                lambda points: job.field.query(points).values,
+                step=job.renderer.step,
+                threshold=o.threshold,
+                decay=o.decay,
+                all_cells=job.step <= o.warmup,
+                generator=job.generator,
+            )
+
+    def _background(self, has_alpha: bool) -> torch.nn.Module:
+        white, black = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+        kind = self.background
+        if kind is Background.AUTO:
+            return RandomBackground(white) if has_alpha else FixedBackground(black)
+        if kind is Background.LEARNED:
+            return LearnedBackground()
+        if kind is Background.RANDOM:
+            return RandomBackground(black)
+        return FixedBackground(white if kind is Background.WHITE else black)

@@ -1,0 +1,135 @@
+"""A run is a folder: what was asked (``config.json``), checkpoints, and the fitted scene (``scene.safetensors``).
+
+    RUN/config.json          recipe, its configuration, data, seed, and what of the scene a fitted field depends on
+    RUN/scene.safetensors    field and renderer as fitted, without optimizer state
+    RUN/checkpoints/         step_*.safetensors, the newest two
+    RUN/log.jsonl            one line per report while fitting
+    RUN/metrics.json         written by ``polyfield evaluate``
+    RUN/previews/            pictures made while fitting
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import polyfield
+
+from ..datasets.scene import Scene, open_scene
+from ..renderers.volume import VolumeRenderer
+from . import discover
+from .checkpoint import load_tensors, save_tensors, write_whole
+from .config_io import from_json, to_json
+from .errors import UserError
+
+RECIPES = f"{__package__}.recipes"
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """What a fitted field depends on, so that it opens without its photographs."""
+
+    cascades: int
+    near: float
+    has_alpha: bool
+    scene_to_world: tuple[tuple[float, ...], ...]  # 4 x 4 similarity
+    name: str
+
+    @staticmethod
+    def of(scene: Scene) -> SceneFacts:
+        rows = tuple(tuple(float(x) for x in row) for row in scene.scene_to_world)
+        return SceneFacts(scene.cascades, float(scene.near), any(f.alphas is not None for f in scene.frames), rows, scene.name)
+
+    @property
+    def matrix(self) -> Tensor:
+        """(4, 4) scene_to_world."""
+        return torch.tensor(self.scene_to_world)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked to do: the content of ``config.json``."""
+
+    recipe: str
+    config: Any  # the recipe's Config
+    data: str  # absolute path, or the name of a built-in scene
+    downscale: int
+    seed: int
+    facts: SceneFacts
+
+    def save(self, folder: Path) -> None:
+        content = {"polyfield": polyfield.__version__, **{k: to_json(getattr(self, k)) for k in self.__dataclass_fields__}}
+        text = json.dumps(content, indent=2) + "\n"
+        write_whole(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @staticmethod
+    def load(folder: Path) -> Asked:
+        """Raises UserError if the folder is no run."""
+        path = folder / "config.json"
+        if not path.is_file():
+            raise UserError(f"{folder}: expected a run folder with config.json, found none; give the folder that `polyfield fit` made")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            config = discover.load(RECIPES, content["recipe"], f"{path}: recipe").Config
+            return Asked(
+                recipe=content["recipe"],
+                config=from_json(config, content["config"], f"{path}: config"),
+                data=content["data"],
+                downscale=int(content["downscale"]),
+                seed=int(content["seed"]),
+                facts=_facts(content["facts"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected a run's configuration, got {error!r}; fit again, or restore the file") from error
+
+
+def _facts(data: dict[str, Any]) -> SceneFacts:
+    return SceneFacts(**{**data, "scene_to_world": tuple(tuple(row) for row in data["scene_to_world"])})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted scene, ready to render."""
+
+    folder: Path
+    asked: Asked
+    field: nn.Module
+    renderer: VolumeRenderer
+    step: int
+    elapsed: float
+
+    def scene(self) -> Scene:
+        """The photographs it was fitted to, read again from where they were."""
+        return open_scene(self.asked.data, downscale=self.asked.downscale)
+
+
+def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write ``scene.safetensors``: the parts of a checkpoint that rendering needs."""
+    kept = {k: v for k, v in tensors.items() if k.startswith(("field.", "renderer.", "exposure."))}
+    save_tensors(folder / "scene.safetensors", kept, metadata)
+
+
+def open_run(folder: Path | str) -> Run:
+    """Open a run's fitted scene; while it is still being fitted, its newest checkpoint.
+
+    Raises UserError if the folder is no run, or nothing has been fitted yet.
+    """
+    from .checkpoint import load_newest
+
+    folder = Path(folder)
+    asked = Asked.load(folder)
+    path = folder / "scene.safetensors"
+    loaded = load_tensors(path) if path.is_file() else load_newest(folder / "checkpoints")
+    if loaded is None:
+        raise UserError(f"{folder}: expected a fitted scene or a checkpoint, found none; let `polyfield fit --resume` finish first")
+    tensors, metadata = loaded
+    field, renderer = asked.config.build_model(asked.facts)
+    for prefix, part in (("field.", field), ("renderer.", renderer)):
+        part.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    renderer.eval()
+    return Run(folder, asked, field, renderer, int(metadata["step"]), float(metadata["elapsed"]))

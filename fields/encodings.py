@@ -1,0 +1,74 @@
+"""Encodings with parameters: a module whose ``forward`` turns points in the unit cube into features.
+
+``HashGrid``: multiresolution hash tables (Müller et al., "Instant Neural Graphics Primitives", 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..cuda.hash_encoding import HashLayout, hash_encode, hash_encode_with_gradient
+
+
+@dataclass(frozen=True)
+class HashGridConfig:
+    """Size of the tables. Four features on eight levels cost half of two on sixteen, for nearly the same quality."""
+
+    levels: int = 16
+    features: int = 2
+    """Per level: 1, 2, 4 or 8."""
+    log2_size: int = 19
+    """Entries per level, at most 2 to this power."""
+    base_resolution: int = 16
+    finest_resolution: int = 2048
+    """Cells along an edge of the whole bounds at the last level."""
+    half: bool = False
+    """Read a bfloat16 copy of the table: faster once the table outgrows the cache."""
+
+    def build(self) -> HashGrid:
+        return HashGrid(self)
+
+
+class HashGrid(nn.Module):
+    """points (N, 3) in [0, 1] -> (N, levels * features). Constant outside of the unit cube.
+
+    The table's gradient is accumulated in ``table.grad`` in place: an optimizer that keeps that buffer
+    (``polyfield.fields.optimizer.Adam`` with a sparse group) saves the allocation of the whole table per step.
+    """
+
+    half_table: Tensor | None
+
+    def __init__(self, config: HashGridConfig) -> None:
+        super().__init__()
+        self.layout = HashLayout.build(
+            levels=config.levels,
+            features=config.features,
+            log2_size=config.log2_size,
+            base_resolution=config.base_resolution,
+            finest_resolution=config.finest_resolution,
+        )
+        self.table = nn.Parameter(torch.empty(self.layout.entries, config.features).uniform_(-1e-4, 1e-4))
+        self.register_buffer("half_table", self.table.detach().to(torch.bfloat16) if config.half else None, persistent=False)
+
+    @property
+    def out_channels(self) -> int:
+        return self.layout.out_channels
+
+    def refresh(self) -> None:
+        """Make the half copy anew, after the table was written by anything but the optimizer that knows of it."""
+        if self.half_table is not None:
+            self.half_table.copy_(self.table.detach())
+
+    def forward(self, points: Tensor) -> Tensor:
+        return hash_encode(points, self.table, self.layout, half=self.half_table, table_grad=self.table.grad)
+
+    def with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) and their derivatives (N, C, 3) by the points."""
+        return hash_encode_with_gradient(points, self.table, self.layout)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.refresh()

@@ -1,0 +1,47 @@
+"""What a field promises. Renderers, extraction and distillation know fields only by these protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..geometry.types import Aabb
+
+
+@dataclass(frozen=True)
+class FieldOutput:
+    """What a field says about points."""
+
+    values: Tensor  # (N,): density per unit length, or signed/unsigned distance, as the field's class states
+    gradients: Tensor | None = None  # (N, 3) d values / d points, if asked for
+    colors: Tensor | None = None  # (N, 3) in [0, 1], if directions were given
+    features: Tensor | None = None  # (N, C)
+
+
+@runtime_checkable
+class Field(Protocol):
+    """A pointwise field over ``bounds``, in the scene's frame."""
+
+    bounds: Aabb
+
+    def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
+        """Values at points (N, 3); colours too if unit view directions (N, 3) are given.
+
+        Gradients are analytic and differentiable with respect to the parameters, so that a caller never needs a
+        double backward. Defined everywhere: outside of ``bounds`` a field extends itself continuously or is empty.
+        """
+        ...
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """What extraction and sphere tracing need of a distance field."""
+
+    bounds: Aabb
+    signed: bool
+
+    def distance(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N,) distances in scene units, positive outside."""
+        ...

@@ -1,0 +1,87 @@
+"""A radiance field on a hash grid: density and view-dependent colour (instant-ngp, Müller et al. 2022).
+
+    features = hash_grid(x);  [log sigma, g] = density_network(features);  colour = sigmoid(colour_network(SH(d), g))
+
+Values are densities per unit of scene length. The first of the density network's outputs is the log-density, and the
+whole output, it included, goes on to the colour network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..cuda.native import has_bfloat16
+from ..cuda.sh_basis import sh_basis
+from ..geometry.types import Aabb
+from .encodings import HashGridConfig
+from .networks import MlpConfig
+from .protocols import FieldOutput
+
+MAX_LOG_DENSITY = 15.0
+
+
+@dataclass(frozen=True)
+class RadianceGridConfig:
+    """Sizes of the hash grid and of the two networks."""
+
+    grid: HashGridConfig = field(default_factory=HashGridConfig)
+    density: MlpConfig = MlpConfig(width=64, hidden_layers=1)
+    color: MlpConfig = MlpConfig(width=64, hidden_layers=2)
+    geometry_features: int = 16
+    """Outputs of the density network, the log-density included."""
+    sh_degree: int = 3
+    """Highest spherical-harmonics band of the view direction, 0 to 4."""
+    bfloat16: bool | None = None
+    """Products of the networks in bfloat16; None = where the processor has it."""
+
+    def build(self, bounds: Aabb) -> RadianceGrid:
+        return RadianceGrid(self, bounds)
+
+
+class RadianceGrid(nn.Module):
+    """Density and colour over ``bounds``; empty outside of them."""
+
+    def __init__(self, config: RadianceGridConfig, bounds: Aabb) -> None:
+        super().__init__()
+        bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
+        self.config = config
+        self.encoding = config.grid.build()
+        self.density_network = config.density.build(self.encoding.out_channels, config.geometry_features, bfloat16=bfloat16)
+        inputs = (config.sh_degree + 1) ** 2 + config.geometry_features
+        self.color_network = config.color.build(inputs, 3, bfloat16=bfloat16)
+        self.register_buffer("bounds_low", bounds.low.clone())
+        self.register_buffer("bounds_high", bounds.high.clone())
+
+    @property
+    def bounds(self) -> Aabb:
+        return Aabb(self.bounds_low, self.bounds_high)
+
+    def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
+        """Densities at points (N, 3), colours if directions (N, 3), and density gradients (N, 3) if asked for."""
+        unit = self.bounds.normalize(points)
+        if gradients:
+            return self._query_with_gradients(unit, directions)
+        geometry = self.density_network(self.encoding(unit))
+        return FieldOutput(self._density(geometry), colors=self._color(geometry, directions), features=geometry)
+
+    def _density(self, geometry: Tensor) -> Tensor:
+        return geometry[:, 0].clamp(max=MAX_LOG_DENSITY).exp()
+
+    def _color(self, geometry: Tensor, directions: Tensor | None) -> Tensor | None:
+        if directions is None:
+            return None
+        return torch.sigmoid(self.color_network(torch.cat([sh_basis(directions, self.config.sh_degree), geometry], -1)))
+
+    def _query_with_gradients(self, unit: Tensor, directions: Tensor | None) -> FieldOutput:
+        """d sigma/d x = d sigma/d features . d features/d x, the second factor from the encoding's own kernel."""
+        features, jacobian = self.encoding.with_gradient(unit)
+        with torch.enable_grad():
+            probe = features if features.requires_grad else features.requires_grad_()
+            geometry = self.density_network(probe)
+            values = self._density(geometry)
+            (by_features,) = torch.autograd.grad(values.sum(), probe, retain_graph=True)
+        by_points = torch.einsum("nc,nci->ni", by_features, jacobian) / self.bounds.extent
+        return FieldOutput(values, by_points, self._color(geometry, directions), geometry)

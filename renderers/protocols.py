@@ -1,0 +1,60 @@
+"""What a renderer promises, what a loss is called with, and what a background is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from ..fields.protocols import FieldOutput
+from ..geometry import Camera, Pixels, Rays, Samples
+
+F_contra = TypeVar("F_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Render:
+    """A renderer's result. ``pixels.colors`` are already over ``background``."""
+
+    pixels: Pixels
+    background: Tensor | None = None  # (R, 3) what stood behind: targets with alpha are laid over the same
+    samples: Samples | None = None
+    weights: Tensor | None = None  # (S,)
+    marched: int = 0  # intervals before those that cannot matter were dropped
+    output: FieldOutput | None = None
+
+
+class Renderer(Protocol[F_contra]):
+    """Draws a field: an image for a Camera, flat pixels for Rays (renderers that work ray by ray)."""
+
+    def render(self, field: F_contra, view: Camera | Rays) -> Render: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that a loss may look at."""
+
+    index: int
+    field: object
+    view: Rays
+    render: Render
+    target: Pixels
+
+    @property
+    def target_colors(self) -> Tensor:
+        """(R, 3) the photograph, laid over the render's background where it has alpha."""
+        colors, alphas = self.target.colors, self.target.alphas
+        if colors is None:
+            raise ValueError("photometric: target: expected colours, got a view without them; drop the loss")
+        if alphas is None:
+            return colors
+        if self.render.background is None:
+            raise ValueError("photometric: render: expected a background for a target with alpha, got none")
+        return colors * alphas[:, None] + self.render.background * (1 - alphas[:, None])
+
+
+Loss = Callable[[Step], Tensor]  # a scalar, its weight included
+Opacity = Callable[[FieldOutput, Rays, Samples], Tensor]  # -> alphas (S,)
+Background = Callable[[Rays, bool], Tensor]  # (rays, fitting) -> colours (R, 3)

@@ -1,0 +1,111 @@
+"""Ray marching: occupied intervals along each ray, a field, an opacity law, and front-to-back compositing.
+
+    w_i = alpha_i prod_{j<i} (1 - alpha_j);   colour = sum_i w_i c_i + (1 - sum_i w_i) background
+
+Two passes keep it cheap: the law is first evaluated without gradients or colours on every marched interval, and what
+is transparent or lies behind an opaque surface is dropped before colours and gradients are paid for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..cuda.compositing import composite, prune
+from ..fields.protocols import Field
+from ..geometry import Camera, Pixels, Rays, Samples
+from ..geometry.occupancy import OccupancyGrid
+from .protocols import Background, Opacity, Render
+
+
+@dataclass(frozen=True)
+class MarchConfig:
+    """How rays are cut into intervals."""
+
+    steps_per_diagonal: int = 1024
+    """Intervals along the diagonal of the innermost cube: the shortest step."""
+    cone_angle: float = 0.0
+    """Step per distance: 0 = constant steps (bounded scenes); 1/256 for unbounded ones."""
+    min_transmittance: float = 1e-4
+    """What lies behind less than this is dropped."""
+    min_alpha: float = 1e-4
+    """Intervals more transparent than this are dropped."""
+    chunk: int = 8192
+    """Rays at a time when an image is rendered: bounds the memory."""
+
+
+class VolumeRenderer(nn.Module):
+    """Renders any ``Field`` under any opacity law, where ``occupancy`` says that something may be."""
+
+    def __init__(self, occupancy: OccupancyGrid, opacity: Opacity, background: Background, config: MarchConfig) -> None:
+        super().__init__()
+        self.occupancy = occupancy
+        self.opacity = opacity
+        self.background = background
+        self.config = config
+        self.generator = torch.Generator()
+
+    @property
+    def step(self) -> float:
+        """Length of the shortest interval, scene units."""
+        return 2 * 3**0.5 * self.occupancy.half / self.config.steps_per_diagonal
+
+    def render(self, field: Field, view: Camera | Rays, *, normals: bool = False) -> Render:
+        """Flat pixels (R,) with samples and gradients for Rays; an image (H, W), without them, for a Camera.
+
+        Normals, if asked for, are the composited directions against the gradient of the field's values.
+        """
+        if isinstance(view, Camera):
+            return self._render_image(field, view, normals)
+        return self._render_rays(field, view, normals)
+
+    def _march(self, field: Field, rays: Rays) -> tuple[Samples, int]:
+        jitter = torch.rand(len(rays), generator=self.generator) if self.training else None
+        samples = self.occupancy.march(rays, step=self.step, cone_angle=self.config.cone_angle, jitter=jitter)
+        marched = len(samples)
+        with torch.no_grad():
+            alphas = self.opacity(field.query(samples.positions(rays)), rays, samples)
+            samples = prune(alphas, samples, min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
+        return samples, marched
+
+    def _render_rays(self, field: Field, rays: Rays, normals: bool = False) -> Render:
+        samples, marched = self._march(field, rays)
+        output = field.query(samples.positions(rays), samples.directions(rays), gradients=normals)
+        alphas = self.opacity(output, rays, samples)
+        middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
+        values = {"depths": middles}
+        if output.colors is not None:
+            values["colors"] = output.colors
+        if output.gradients is not None:
+            values["normals"] = functional.normalize(-output.gradients, dim=-1)
+        weights, opacities, outputs = composite(alphas, list(values.values()), samples.ray_offsets)
+        accumulated = dict(zip(values, outputs, strict=True))
+        background = self.background(rays, self.training)
+        if "colors" in accumulated:
+            accumulated["colors"] = accumulated["colors"] + (1 - opacities)[:, None] * background
+        if "normals" in accumulated:
+            accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
+        accumulated["depths"] = accumulated["depths"][:, 0] / opacities.detach().clamp(min=1e-6)
+        pixels = Pixels(alphas=opacities, **accumulated)
+        return Render(pixels, background, samples, weights, output, marched=marched)
+
+    @torch.no_grad()
+    def _render_image(self, field: Field, camera: Camera, normals: bool) -> Render:
+        fitting = self.training
+        self.eval()
+        try:
+            rays = camera.rays()
+            chunks = [rays[i : i + self.config.chunk] for i in range(0, len(rays), self.config.chunk)]
+            parts = [self._render_rays(field, chunk, normals).pixels for chunk in chunks]
+        finally:
+            self.train(fitting)
+        shape = (camera.height, camera.width)
+
+        def join(name: str) -> Tensor | None:
+            pieces = [getattr(part, name) for part in parts]
+            return None if pieces[0] is None else torch.cat(pieces).reshape(*shape, *pieces[0].shape[1:])
+
+        return Render(Pixels(**{name: join(name) for name in ("colors", "alphas", "depths", "normals")}))
