@@ -1,0 +1,83 @@
+"""Say what this machine offers, and check the kernels on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+from ..errors import UserError
+
+PACKAGES = ("torch", "numpy", "pillow", "tyro", "rich", "safetensors", "trimesh", "viser", "torchmetrics", "cuda-core")
+
+
+def main(arguments: list[str]) -> None:
+    import tyro
+
+    tyro.cli(run, prog="polyfield doctor", args=arguments)
+
+
+def run() -> None:
+    """Versions, processor, instruction set, threads, memory, GPU; every kernel checked against a short reference."""
+    import torch
+
+    from ...cuda import native
+    from ..self_check import CHECKS
+
+    import polyfield
+
+    print(f"polyfield    {polyfield.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print("packages     " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    print(f"processor    {_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
+    available = ", ".join(native.available_isas())
+    print(f"instructions {native.isa()} in use ({available} available; {native.ISA_VARIABLE} forces one)")
+    print(f"bfloat16     {'native matrix products' if native.has_bfloat16() else 'not native: float32 products instead'}")
+    print(f"memory       {_memory()}")
+    print(f"GPU          {_gpu()}")
+    failed = 0
+    for name, check in CHECKS.items():
+        try:
+            error = check()
+            good = error < 1e-4
+            print(f"kernel       {name:<16} {'ok' if good else 'WRONG'} (largest error {error:.1e})")
+        except Exception as problem:
+            good = False
+            print(f"kernel       {name:<16} FAILED: {problem}")
+        failed += not good
+    if failed:
+        raise UserError(f"doctor: {failed} kernels failed on {native.isa()}; try {native.ISA_VARIABLE}=portable and report this output")
+    sys.stdout.flush()
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return f"{total / 2**30:.1f} GB, {free / 2**30:.1f} GB free"
+    except (ValueError, OSError):
+        return "unknown"
+
+
+def _gpu() -> str:
+    import torch
+
+    nvrtc = _version("cuda-core")
+    if not torch.cuda.is_available():
+        return f"none that torch can use (cuda-core for NVRTC: {nvrtc}); everything runs on the CPU"
+    return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GB (cuda-core for NVRTC: {nvrtc})"

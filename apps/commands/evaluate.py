@@ -1,0 +1,101 @@
+"""Measure a run on its held-out views: PSNR, SSIM, LPIPS, and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(run, prog="polyfield evaluate", args=arguments)
+
+
+def run(run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6) -> None:
+    """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
+
+    Args:
+        run: folder that ``polyfield fit`` made.
+        views_on_sheet: rows of the contact sheet, spread over the held-out views.
+    """
+    from ..run import open_run
+
+    metrics = evaluate(open_run(run), views_on_sheet)
+    scores = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f}"
+    scores += f", LPIPS {metrics['lpips']:.4f}" if metrics["lpips"] is not None else " (LPIPS: no weights at hand)"
+    print(f"{len(metrics['views'])} held-out views at {metrics['width']}x{metrics['height']}: {scores}")
+    print(f"  {run}/metrics.json\n  {run}/contact_sheet.png")
+
+
+def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
+    """The same for an open run; returns what it writes."""
+    import torch
+
+    from ...cuda import native
+    from ...renderers.metrics import lpips, psnr, ssim
+    from ..checkpoint import write_whole
+    from ..errors import UserError
+    from ..images import depth_picture, error_picture, save_png
+
+    scene = run.scene()
+    if not scene.test:
+        raise UserError(f"evaluate: {scene.name}: expected held-out views, found none; the scene has too few images")
+    rows = set(torch.linspace(0, len(scene.test) - 1, min(views_on_sheet, len(scene.test))).round().int().tolist())
+    views, sheet = [], []
+    perceptual: bool = True
+    for index, frame in enumerate(scene.test):
+        start = time.perf_counter()
+        pixels = run.renderer.render(run.field, frame.camera).pixels
+        seconds = time.perf_counter() - start
+        target = photograph(frame, run.renderer.background)
+        view = {
+            "name": frame.name,
+            "psnr": psnr(pixels.colors, target, frame.mask),
+            "ssim": ssim(pixels.colors, target, frame.mask),
+            "lpips": lpips(pixels.colors, target) if perceptual else None,
+            "masked_pixels": 0 if frame.mask is None else int((~frame.mask).sum()),
+            "seconds": round(seconds, 4),
+        }
+        perceptual = view["lpips"] is not None
+        views.append(view)
+        if index in rows:
+            error = error_picture(pixels.colors, target)[..., None].expand(-1, -1, 3)
+            sheet.append(torch.cat([target, pixels.colors.clamp(0, 1), error, depth_picture(pixels.depths, pixels.alphas)], 1))
+    mean = lambda key: None if views[0][key] is None else sum(v[key] for v in views) / len(views)  # noqa: E731
+    camera = scene.test[0].camera
+    metrics = {
+        "psnr": mean("psnr"),
+        "ssim": mean("ssim"),
+        "lpips": mean("lpips"),
+        "views": views,
+        "width": camera.width,
+        "height": camera.height,
+        "fit_seconds": round(run.elapsed, 2),
+        "fit_steps": run.step,
+        "threads": torch.get_num_threads(),
+        "instruction_set": native.isa(),
+    }
+    text = json.dumps(metrics, indent=2) + "\n"
+    write_whole(run.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    width = max(row.shape[1] for row in sheet)
+    padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
+    save_png(run.folder / "contact_sheet.png", torch.cat(padded))
+    return metrics
+
+
+def photograph(frame: Any, background: Any) -> Any:
+    """A frame's colours (H, W, 3) in [0, 1], over the renderer's background where it has alpha."""
+    import torch
+
+    from ...geometry import Rays
+
+    colors = frame.colors.float() / 255
+    if frame.alphas is None:
+        return colors
+    alphas = frame.alphas.float()[..., None] / 255
+    one = torch.zeros(1, 3)
+    behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
+    return colors * alphas + behind * (1 - alphas)

@@ -1,0 +1,165 @@
+"""What a fit does beside fitting: progress on the terminal, a log, preview pictures, checkpoints.
+
+Each is a callable that ``fit`` calls with a ``Report`` after every step, and that decides for itself when to act.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ..datasets.scene import Frame, Scene
+from ..renderers.losses.photometric import photometric
+from .checkpoint import load_newest, save_checkpoint
+from .fit import Budget, Job, Report
+from .images import save_png
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def batch_psnr(report: Report) -> float:
+    """PSNR of the step's own pixels, dB."""
+    with torch.no_grad():
+        colors = report.step.render.pixels.colors
+        assert colors is not None
+        error = float(photometric(colors, report.step.target_colors, report.step.target.masks))
+    return -10 * math.log10(max(error, 1e-10))
+
+
+class Rates:
+    """Rays, samples and PSNR between two reports."""
+
+    def __init__(self) -> None:
+        self.rays = self.samples = self.steps = 0
+        self.error = 0.0
+        self.since = time.perf_counter()
+
+    def add(self, report: Report) -> None:
+        samples = report.step.render.samples
+        self.rays += len(report.step.view)
+        self.samples += 0 if samples is None else len(samples)
+        self.steps += 1
+        self.error += report.terms.get("photometric", 0.0)
+
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.since, 1e-9)
+
+
+class Progress:
+    """One line on the terminal that is written over; in a file or pipe, a line every ten seconds."""
+
+    def __init__(self, scene: Scene, budget: Budget, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.every = 10.0 if quiet else 0.5
+        self.quiet, self.budget, self.scene = quiet, budget, scene
+        self.console = Console(soft_wrap=True)
+        self.bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=self.console, disable=quiet)
+        self.task = self.bar.add_task("starting", total=1.0)
+        self.rates = Rates()
+
+    def __enter__(self) -> Progress:
+        self.console.print(
+            f"{self.scene.name}: {len(self.scene.train)} training views, {len(self.scene.test)} held out, "
+            f"{self.scene.memory_bytes / 2**20:.0f} MB of pixels"
+        )
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, report: Report) -> None:
+        self.rates.add(report)
+        seconds = self.rates.seconds()
+        if seconds < self.every and report.spent < 1:
+            return
+        r, job = self.rates, report.job
+        left = job.elapsed * (1 / max(report.spent, 1e-6) - 1)
+        line = (
+            f"step {job.step}  loss {sum(report.terms.values()):.5f}  PSNR {batch_psnr(report):.2f} dB  "
+            f"{r.rays / seconds / 1e3:.0f}k rays/s  {r.samples / seconds / 1e6:.2f}M samples/s  "
+            f"{peak_memory_bytes() / 2**30:.2f} GB  {left:.0f} s left"
+        )
+        if self.quiet:
+            self.console.print(line)
+        else:
+            self.bar.update(self.task, completed=report.spent, description=line)
+        self.rates = Rates()
+
+
+class Log:
+    """``log.jsonl``: one object per half second of fitting."""
+
+    def __init__(self, folder: Path, every: float = 0.5) -> None:
+        self.path, self.every, self.rates = folder / "log.jsonl", every, Rates()
+
+    def __call__(self, report: Report) -> None:
+        self.rates.add(report)
+        seconds = self.rates.seconds()
+        if seconds < self.every:
+            return
+        row = {
+            "step": report.job.step,
+            "elapsed": round(report.job.elapsed, 3),
+            "psnr": round(batch_psnr(report), 3),
+            "rays_per_second": round(self.rates.rays / seconds),
+            "samples_per_second": round(self.rates.samples / seconds),
+            **{f"loss_{name}": value for name, value in report.terms.items()},
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.rates = Rates()
+
+
+class Previews:
+    """``previews/``: a held-out view beside its photograph, small enough to cost little."""
+
+    def __init__(self, folder: Path, frame: Frame, every: float, pixels: int = 160 * 160) -> None:
+        self.folder, self.every, self.last = folder / "previews", every, 0.0
+        shrink = max(1.0, math.sqrt(frame.camera.width * frame.camera.height / pixels))
+        self.camera = frame.camera.resized(max(1, round(frame.camera.width / shrink)), max(1, round(frame.camera.height / shrink)))
+
+    def __call__(self, report: Report) -> None:
+        if report.job.elapsed - self.last < self.every:
+            return
+        self.last = report.job.elapsed
+        self.folder.mkdir(parents=True, exist_ok=True)
+        colors = report.job.renderer.render(report.job.field, self.camera).pixels.colors  # type: ignore[arg-type]
+        assert colors is not None
+        save_png(self.folder / f"step_{report.job.step:06d}.png", colors)
+
+
+class Checkpoints:
+    """``checkpoints/``: the state of the fit, every so many seconds."""
+
+    def __init__(self, folder: Path, every: float) -> None:
+        self.folder, self.every, self.last = folder / "checkpoints", every, 0.0
+
+    def __call__(self, report: Report) -> None:
+        if report.job.elapsed - self.last >= self.every:
+            self.save(report.job)
+            self.last = report.job.elapsed
+
+    def save(self, job: Job) -> None:
+        """Write a checkpoint now, unless a parameter is not finite."""
+        if all(bool(p.isfinite().all()) for p in job.field.parameters()):
+            save_checkpoint(self.folder, job.step, job.tensors(), job.metadata())
+
+    def restore(self, job: Job) -> None:
+        """Bring ``job`` to the newest readable checkpoint, if there is one."""
+        found = load_newest(self.folder)
+        if found is not None:
+            job.restore(*found)
+            self.last = job.elapsed

@@ -1,0 +1,101 @@
+"""A short check of every kernel family on this machine, for ``polyfield doctor``: name -> largest error.
+
+Each compares the instruction set in use with a few lines of torch on a small input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max())
+
+
+def check_sh_basis() -> float:
+    from ..cuda.sh_basis import sh_basis
+
+    d = torch.nn.functional.normalize(_random(1001, 3) - 0.5, dim=-1)
+    x, y, z = d.unbind(-1)
+    wanted = torch.stack([torch.full_like(x, 0.2820948), -0.4886025 * y, 0.4886025 * z, -0.4886025 * x], -1)
+    return _error(sh_basis(d, 1), wanted)
+
+
+def check_mlp() -> float:
+    from ..cuda.mlp import mlp
+
+    x, first, last = _random(777, 32) - 0.5, _random(64, 32, seed=1) - 0.5, _random(16, 64, seed=2) - 0.5
+    return _error(mlp(x, [first, last]), (x @ first.T).relu() @ last.T)
+
+
+def check_hash_encode() -> float:
+    from ..cuda.hash_encoding import HashLayout, hash_encode
+
+    # One dense level whose entries are a linear function of the vertex: interpolation must return it exactly.
+    layout = HashLayout.build(levels=1, features=1, log2_size=15, base_resolution=16, finest_resolution=16)
+    points = _random(1001, 3)
+    table = torch.zeros(layout.entries, 1)
+    encode = hash_encode(points, table + 1.0, layout)
+    return _error(encode, torch.ones(1001, 1))
+
+
+def check_composite() -> float:
+    from ..cuda.compositing import composite
+
+    alphas, values = _random(33) * 0.9, _random(33, 3, seed=1)
+    weights, opacities, (colors,) = composite(alphas, [values], torch.tensor([0, 33], dtype=torch.int32))
+    wanted = alphas * torch.cat([torch.ones(1), (1 - alphas).cumprod(0)[:-1]])
+    return max(_error(weights, wanted), _error(colors[0], wanted @ values), _error(opacities, wanted.sum()[None]))
+
+
+def check_marching() -> float:
+    from ..geometry import Rays
+    from ..geometry.occupancy import OccupancyGrid
+
+    # Rays along x through a grid that is full everywhere: intervals must cover [-1, 1] without gaps.
+    grid = OccupancyGrid(32, 1, 1.0)
+    grid.bits.fill_(-1)
+    origins = torch.cat([torch.full((9, 1), -3.0), _random(9, 2) - 0.5], -1)
+    rays = Rays(origins, torch.tensor([[1.0, 0, 0]]).expand(9, 3).contiguous(), torch.zeros(9), torch.full((9,), 100.0))
+    step = 1 / 32
+    samples = grid.march(rays, step=step)
+    length = torch.zeros(9).index_add(0, samples.ray_indices.long(), samples.t_ends - samples.t_starts)
+    return max(0.0, _error(length, torch.full((9,), 2.0)) - 2 * step)
+
+
+def check_marching_cubes() -> float:
+    from ..cuda.marching_cubes import marching_cubes
+
+    axis = torch.linspace(-1, 1, 33)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    vertices, _ = marching_cubes((x.square() + y.square() + z.square()).sqrt(), 0.7)
+    return max(0.0, float(((vertices / 16 - 1).norm(dim=-1) - 0.7).abs().max()) - 2e-3)
+
+
+def check_adam() -> float:
+    from ..fields.optimizer import Adam
+
+    ours, theirs = (torch.nn.Parameter(torch.ones(1000)) for _ in range(2))
+    optimizers = [Adam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1, betas=(0.9, 0.99), eps=1e-15)]
+    for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+        parameter.grad = _random(1000) - 0.5
+        optimizer.step()
+    return _error(ours.detach(), theirs.detach())
+
+
+CHECKS: dict[str, Callable[[], float]] = {
+    "sh_basis": check_sh_basis,
+    "mlp": check_mlp,
+    "hash_encode": check_hash_encode,
+    "march_grid": check_marching,
+    "composite": check_composite,
+    "marching_cubes": check_marching_cubes,
+    "sparse_adam": check_adam,
+}
