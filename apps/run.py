@@ -60,6 +60,8 @@ class Asked:
     data: str  # absolute path, or the name of a built-in scene
     downscale: int
     seed: int
+    steps: int | None  # the budget: steps or seconds
+    seconds: float | None
     facts: SceneFacts
 
     def save(self, folder: Path) -> None:
@@ -82,6 +84,8 @@ class Asked:
                 data=content["data"],
                 downscale=int(content["downscale"]),
                 seed=int(content["seed"]),
+                steps=content["steps"],
+                seconds=content["seconds"],
                 facts=_facts(content["facts"]),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -36,14 +36,14 @@ def run(
     from ..run import open_run
 
     output = output or run / "mesh.glb"
-    mesh = extract(open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces)
+    mesh = extract_mesh(open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces)
     save_mesh(mesh, output)
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
     size = " x ".join(f"{x:.3g}" for x in (high - low).tolist())
     print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {output}")
 
 
-def extract(
+def extract_mesh(
     run: Any,
     *,
     resolution: int = 256,

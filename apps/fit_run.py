@@ -1,0 +1,136 @@
+"""From data to a finished run folder: what ``polyfield fit`` does, and ``polyfield.fit_scene`` in Python."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datasets.scene import Scene, open_scene
+from . import discover
+from .errors import UserError
+from .fit import Budget, fit
+from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
+from .interrupt import StopOnInterrupt
+from .run import Asked, Run, SceneFacts, open_run, save_scene
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every recipe's fit takes."""
+
+    run: Path | None = None
+    """Folder for everything the fit writes; by default runs/DATA-RECIPE."""
+    steps: int | None = None
+    """Optimisation steps; by default the recipe's own number."""
+    seconds: float | None = None
+    """Fit for this long instead of a number of steps."""
+    downscale: int = 1
+    """Shrink the photographs by this factor."""
+    seed: int = 0
+    """Two runs with the same seed, steps and threads are identical."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    resume: bool = False
+    """Go on from the run's newest checkpoint."""
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+    checkpoint_every: float = 30.0
+    """Seconds between checkpoints."""
+    preview_every: float = 15.0
+    """Seconds between preview pictures; 0 for none."""
+    view: bool = False
+    """Open the viewer on the scene while it is being fitted."""
+    port: int = 8080
+    """The viewer's port."""
+
+
+def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
+    """Fit ``data`` (a folder, or the name of a built-in scene) with a recipe's ``Config``; returns the finished run.
+
+    Raises UserError for a run folder that exists, data that cannot be read, options that contradict each other.
+    """
+    name = type(config).__module__.rpartition(".")[2]
+    _check(options)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    folder = Path(options.run) if options.run else Path("runs") / f"{Path(data).name}-{name}"
+    asked, scene = _open(str(data), name, config, folder, options)
+    job = asked.config.build(scene, asked.seed)
+    checkpoints = Checkpoints(folder, options.checkpoint_every)
+    if options.resume:
+        checkpoints.restore(job)
+    budget = Budget(asked.steps, asked.seconds)
+    progress = Progress(scene, budget, quiet=not sys.stdout.isatty())
+    after = [*asked.config.after_step(), progress, Log(folder)]
+    if options.preview_every > 0 and scene.test:
+        after.append(Previews(folder, scene.test[0], options.preview_every))
+    after.append(checkpoints)
+    viewing: AbstractContextManager = nullcontext()
+    if options.view:
+        from .viewer import view_fit
+
+        viewing, watch = view_fit(job, scene, asked, options.port, budget)
+        after.append(watch)
+    with StopOnInterrupt() as stopped, progress, viewing:
+        fit(job, budget, after, stop=stopped)
+    checkpoints.save(job)
+    save_scene(folder, job.tensors(), {**job.metadata(), "step": job.step})
+    if stopped():
+        print(f"Stopped at step {job.step}; go on with: polyfield fit {name} {data} --run {folder} --resume")
+    print(f"Fitted {scene.name} in {job.elapsed:.1f} s ({job.step} steps, peak memory {peak_memory_bytes() / 2**30:.2f} GB): {folder}")
+    print(f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n  polyfield view {folder}")
+    return open_run(folder)
+
+
+def _check(options: Options) -> None:
+    if options.steps is not None and options.seconds is not None:
+        raise UserError("fit: --steps and --seconds: expected one of them, got both")
+    if options.resume and options.overwrite:
+        raise UserError("fit: --resume and --overwrite: expected one of them, got both")
+    positive = ("steps", "seconds", "downscale", "threads", "checkpoint_every")
+    for option in positive:
+        value = getattr(options, option)
+        if value is not None and value <= 0:
+            raise UserError(f"fit: --{option.replace('_', '-')}: expected a positive number, got {value}")
+
+
+def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene]:
+    """What to fit, and its scene. Whatever stands in ``folder`` is touched only after the data has been read."""
+    built_in = data in discover.names("polyfield.datasets") and not Path(data).exists()
+    source = data if built_in else str(Path(data).resolve())
+    if options.resume and (folder / "config.json").is_file():
+        asked = Asked.load(folder)
+        for what, was, now in (("recipe", asked.recipe, name), ("data", asked.data, source)):
+            if was != now:
+                raise UserError(f"fit: --resume: {folder} has {what} {was}, not {now}; choose another --run")
+        if options.steps is not None or options.seconds is not None:
+            asked = replace(asked, steps=options.steps, seconds=options.seconds)
+        return asked, open_scene(source, downscale=asked.downscale)
+    _check_free(folder, options.overwrite)
+    scene = open_scene(source, downscale=options.downscale)
+    steps = options.steps or (None if options.seconds else config.default_steps)
+    asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, SceneFacts.of(scene))
+    if options.overwrite and folder.is_dir():
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"fit: --run: {folder} cannot be made ({error}); choose another folder") from error
+    asked.save(folder)
+    return asked, scene
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"fit: --run: expected a folder, got the file {folder}; choose another name")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(f"fit: --run: {folder} exists; go on with --resume, replace it with --overwrite, or choose another --run")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"fit: --overwrite: {folder} is no run folder (it has no config.json); choose another --run")
