@@ -1,1 +1,6 @@
-"""TODO"""
+"""The vocabulary of the engine, and what is computed from geometry alone: cameras, transforms, surfaces, metrics."""
+
+from .cameras import Camera
+from .types import Aabb, CameraModel, Mesh, Pixels, Rays, Samples
+
+__all__ = ["Aabb", "Camera", "CameraModel", "Mesh", "Pixels", "Rays", "Samples"]

@@ -1,0 +1,387 @@
+"""Solids with exact signed distances, exact ray intersections and tessellations: what the demo scene is built of.
+
+Spheres, capsules and cylinders are met in closed form; tori and rounded boxes by sphere tracing (Hart 1996) between the
+two points where the ray meets the bounding sphere, finished by Newton steps. Shadows are soft: how closely a ray to the light
+passes by, as an angle.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Vector = tuple[float, float, float]
+MISS = math.inf
+
+
+class Solid(ABC):
+    """A closed solid in world coordinates."""
+
+    bound_center: Vector
+    bound_radius: float
+
+    @abstractmethod
+    def distance(self, p: Tensor) -> Tensor:
+        """(N, 3) -> (N,) exact signed distance, negative inside."""
+
+    @abstractmethod
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        """Vertices (V, 3) on the surface and faces (F, 3), counter-clockwise seen from outside."""
+
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        """Unit directions (N, 3) that meet the bounding sphere -> (N,) distance to the first point, or infinity."""
+        entry, leave = _sphere_span(origin, directions, self.bound_center, self.bound_radius)
+        t, far = entry.clamp_min(0), leave
+        result = torch.full_like(t, MISS)
+        index = torch.arange(len(t))
+        d = directions
+        for _ in range(24):
+            for _ in range(6):
+                t = t + self.distance(origin + t[:, None] * d)
+            gap = self.distance(origin + t[:, None] * d)
+            done = gap < 1e-5
+            result[index[done]] = t[done] + gap[done]
+            left = ~done & (t < far)
+            if not bool(left.any()):
+                break
+            index, t, far, d = index[left], t[left], far[left], d[left]
+        found = result < MISS
+        if bool(found.any()):  # distance along the ray = gap / cosine of incidence
+            t, d = result[found], directions[found]
+            for _ in range(2):
+                p = origin + t[:, None] * d
+                cosine = -(self.normal(p) * d).sum(-1)
+                t = t + self.distance(p) / cosine.clamp_min(0.05)
+            result[found] = t
+        return result
+
+    def normal(self, p: Tensor) -> Tensor:
+        """(N, 3) near the surface -> (N, 3) outward unit normals."""
+        step = 1e-3
+        tetrahedron = p.new_tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+        total = sum(v * self.distance(p + step * v)[:, None] for v in tetrahedron)
+        return torch.nn.functional.normalize(total, dim=-1)  # type: ignore[arg-type]
+
+    def openness(self, p: Tensor, light: Tensor) -> Tensor:
+        """(N,) the least angle (tangent) by which a ray from p (N, 3) towards ``light`` clears the solid; <= 0: blocked."""
+        along = (p.new_tensor(self.bound_center) - p) @ light
+        t, leave = (along - self.bound_radius).clamp_min(0.03), (along + self.bound_radius).clamp_min(0.03)
+        least = torch.full_like(t, MISS)
+        smallest = 0.06 * self.bound_radius
+        for _ in range(24):
+            gap = self.distance(p + t[:, None] * light)
+            least = torch.minimum(least, gap / t)
+            t = torch.minimum(t + gap.clamp_min(smallest), leave)
+        return least
+
+
+@dataclass(frozen=True)
+class Sphere(Solid):
+    """A ball."""
+
+    center: Vector
+    radius: float
+
+    @property
+    def bound_center(self) -> Vector:  # type: ignore[override]
+        return self.center
+
+    @property
+    def bound_radius(self) -> float:  # type: ignore[override]
+        return self.radius
+
+    def distance(self, p: Tensor) -> Tensor:
+        return (p - p.new_tensor(self.center)).norm(dim=-1) - self.radius
+
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        return _sphere_span(origin, directions, self.center, self.radius)[0]
+
+    def normal(self, p: Tensor) -> Tensor:
+        return (p - p.new_tensor(self.center)) / self.radius
+
+    def openness(self, p: Tensor, light: Tensor) -> Tensor:
+        to_center = p.new_tensor(self.center) - p
+        along = to_center @ light
+        across = ((to_center * to_center).sum(-1) - along * along).clamp_min(0).sqrt() - self.radius
+        return torch.where(along > 0, across / along.clamp_min(1e-6), MISS)
+
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        c = torch.tensor(self.center)
+        return _revolve(_arc(self.radius, -math.pi / 2, math.pi / 2, segments // 2), segments, c, torch.eye(3))
+
+
+@dataclass(frozen=True)
+class Capsule(Solid):
+    """All points within ``radius`` of the segment from ``a`` to ``b``."""
+
+    a: Vector
+    b: Vector
+    radius: float
+
+    @property
+    def bound_center(self) -> Vector:  # type: ignore[override]
+        return tuple((x + y) / 2 for x, y in zip(self.a, self.b, strict=True))  # type: ignore[return-value]
+
+    @property
+    def bound_radius(self) -> float:  # type: ignore[override]
+        return math.dist(self.a, self.b) / 2 + self.radius
+
+    def _nearest(self, p: Tensor) -> Tensor:
+        a, b = p.new_tensor(self.a), p.new_tensor(self.b)
+        share = ((p - a) @ (b - a) / (b - a).square().sum()).clamp(0, 1)
+        return a + share[:, None] * (b - a)
+
+    def distance(self, p: Tensor) -> Tensor:
+        return (p - self._nearest(p)).norm(dim=-1) - self.radius
+
+    def normal(self, p: Tensor) -> Tensor:
+        return (p - self._nearest(p)) / self.radius
+
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        a, b = origin.new_tensor(self.a), origin.new_tensor(self.b)
+        axis = b - a
+        length = axis.square().sum()
+        from_a = origin - a
+        slope, start = directions @ axis / length, from_a @ axis / length
+        # Quadratic of the infinite cylinder: components across the axis.
+        d, o = directions - slope[:, None] * axis, from_a - start * axis
+        qa, qb, qc = d.square().sum(-1).clamp_min(1e-12), d @ o, o.square().sum() - self.radius**2
+        root = qb * qb - qa * qc
+        t = (-qb - root.clamp_min(0).sqrt()) / qa
+        at = start + t * slope
+        side = torch.where((root > 0) & (at >= 0) & (at <= 1), t, MISS)
+        ends = torch.minimum(
+            _sphere_span(origin, directions, self.a, self.radius)[0],
+            _sphere_span(origin, directions, self.b, self.radius)[0],
+        )
+        return torch.minimum(side, ends)
+
+    def openness(self, p: Tensor, light: Tensor) -> Tensor:
+        """Where the ray and the segment come nearest to each other."""
+        a, b = p.new_tensor(self.a), p.new_tensor(self.b)
+        axis = b - a
+        from_a = p - a
+        bb, ld, fl, fa = axis.square().sum(), light @ axis, from_a @ light, from_a @ axis
+        share = ((fa - fl * ld) / (bb - ld * ld).clamp_min(1e-9)).clamp(0, 1)
+        along = ((a + share[:, None] * axis - p) @ light).clamp_min(1e-6)
+        gap = (p + along[:, None] * light - (a + share[:, None] * axis)).norm(dim=-1) - self.radius
+        return torch.where(along > 1e-5, gap / along, MISS)
+
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        a, b = torch.tensor(self.a), torch.tensor(self.b)
+        length = float((b - a).norm())
+        half = max(4, segments // 4)
+        shaft = max(2, segments)
+        low, high = _arc(self.radius, -math.pi / 2, 0.0, half), _arc(self.radius, 0.0, math.pi / 2, half)
+        middle = torch.stack([torch.full((shaft,), self.radius), torch.linspace(0, length, shaft + 2)[1:-1]], -1)
+        profile = torch.cat([low, middle, high + torch.tensor([0.0, length])])
+        return _revolve(profile, max(24, segments // 4), a, _frame((b - a) / length))
+
+
+@dataclass(frozen=True)
+class Cylinder(Solid):
+    """An upright cylinder: a disc with thickness."""
+
+    center: Vector
+    radius: float
+    half_height: float
+
+    @property
+    def bound_center(self) -> Vector:  # type: ignore[override]
+        return self.center
+
+    @property
+    def bound_radius(self) -> float:  # type: ignore[override]
+        return math.hypot(self.radius, self.half_height)
+
+    def distance(self, p: Tensor) -> Tensor:
+        q = p - p.new_tensor(self.center)
+        across = torch.hypot(q[:, 0], q[:, 1]) - self.radius
+        along = q[:, 2].abs() - self.half_height
+        return torch.hypot(across.clamp_min(0), along.clamp_min(0)) + torch.maximum(across, along).clamp_max(0)
+
+    def normal(self, p: Tensor) -> Tensor:
+        q = p - p.new_tensor(self.center)
+        across = torch.hypot(q[:, 0], q[:, 1])
+        cap = q[:, 2].abs() - self.half_height > across - self.radius
+        zero = torch.zeros_like(across)
+        side = torch.stack([q[:, 0] / across.clamp_min(1e-6), q[:, 1] / across.clamp_min(1e-6), zero], -1)
+        return torch.where(cap[:, None], torch.stack([zero, zero, q[:, 2].sign()], -1), side)
+
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        o = origin - origin.new_tensor(self.center)
+        x, y, z = directions.unbind(-1)
+        z = torch.where(z.abs() < 1e-9, 1e-9, z)
+        t_low, t_high = (-self.half_height - o[2]) / z, (self.half_height - o[2]) / z
+        qa = (x * x + y * y).clamp_min(1e-12)
+        qb, qc = x * o[0] + y * o[1], o[0] ** 2 + o[1] ** 2 - self.radius**2
+        root = qb * qb - qa * qc
+        spread = root.clamp_min(0).sqrt() / qa
+        entry = torch.maximum(torch.minimum(t_low, t_high), -qb / qa - spread)
+        leave = torch.minimum(torch.maximum(t_low, t_high), -qb / qa + spread)
+        return torch.where((root > 0) & (entry < leave) & (entry > 0), entry, MISS)
+
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        r, h = self.radius, self.half_height
+        rings, sides = max(8, segments // 3), 4
+        disc = torch.linspace(0, r, rings + 1)[1:]
+        flat = torch.stack([disc, torch.full_like(disc, -h)], -1)
+        wall = torch.stack([torch.full((sides + 1,), r), torch.linspace(-h, h, sides + 1)], -1)
+        profile = torch.cat([torch.tensor([[0.0, -h]]), flat, wall[1:-1], flat.flip(0) * torch.tensor([1.0, -1.0])])
+        profile = torch.cat([profile, torch.tensor([[0.0, h]])])
+        return _revolve(profile, segments, torch.tensor(self.center), torch.eye(3))
+
+
+@dataclass(frozen=True)
+class Torus(Solid):
+    """A ring of radius ``ring`` around ``axis``, ``tube`` thick."""
+
+    center: Vector
+    axis: Vector
+    ring: float
+    tube: float
+
+    @property
+    def bound_center(self) -> Vector:  # type: ignore[override]
+        return self.center
+
+    @property
+    def bound_radius(self) -> float:  # type: ignore[override]
+        return self.ring + self.tube
+
+    def _parts(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        axis = p.new_tensor(self.axis)
+        q = p - p.new_tensor(self.center)
+        height = q @ axis
+        flat = q - height[:, None] * axis
+        return height, flat, flat.norm(dim=-1)
+
+    def distance(self, p: Tensor) -> Tensor:
+        q = p - p.new_tensor(self.center)
+        height = q @ p.new_tensor(self.axis)
+        across = (q.square().sum(-1) - height * height).clamp_min(0).sqrt()
+        return torch.hypot(across - self.ring, height) - self.tube
+
+    def normal(self, p: Tensor) -> Tensor:
+        height, flat, across = self._parts(p)
+        out = flat * (1 - self.ring / across.clamp_min(1e-6))[:, None] + height[:, None] * p.new_tensor(self.axis)
+        return torch.nn.functional.normalize(out, dim=-1)
+
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        around = max(12, int(segments * max(self.tube / self.ring, 0.1)))
+        phi = torch.arange(around + 1) * (2 * math.pi / around) - math.pi
+        profile = torch.stack([self.ring + self.tube * phi.cos(), self.tube * phi.sin()], -1)
+        profile[-1] = profile[0]
+        frame = _frame(torch.tensor(self.axis))
+        return _revolve(profile, segments, torch.tensor(self.center), frame, closed=True)
+
+
+@dataclass(frozen=True)
+class RoundedBox(Solid):
+    """A cube of half size ``half`` turned about z by ``turn``, its edges rounded by ``rounding``."""
+
+    center: Vector
+    half: float
+    rounding: float
+    turn: float
+
+    @property
+    def bound_center(self) -> Vector:  # type: ignore[override]
+        return self.center
+
+    @property
+    def bound_radius(self) -> float:  # type: ignore[override]
+        return (self.half - self.rounding) * math.sqrt(3) + self.rounding
+
+    def local(self, p: Tensor) -> Tensor:
+        """World -> the box's own axes."""
+        return (p - p.new_tensor(self.center)) @ self._turned(p)
+
+    def _turned(self, like: Tensor) -> Tensor:
+        c, s = math.cos(self.turn), math.sin(self.turn)
+        return like.new_tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+    def distance(self, p: Tensor) -> Tensor:
+        q = self.local(p).abs() - (self.half - self.rounding)
+        return q.clamp_min(0).norm(dim=-1) + q.amax(-1).clamp_max(0) - self.rounding
+
+    def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
+        n = max(8, segments // 3)
+        # Every grid point of a cube, pushed from the inner cube outwards by the rounding.
+        grid = torch.tan(torch.linspace(-math.pi / 4, math.pi / 4, n + 1))
+        u, v = torch.meshgrid(grid, grid, indexing="ij")
+        inner = self.half - self.rounding
+        points, faces = [], []
+        quads = _grid_faces(n + 1, n + 1)
+        for axis in range(3):
+            for sign in (-1.0, 1.0):
+                p = torch.empty(n + 1, n + 1, 3)
+                p[..., axis], p[..., (axis + 1) % 3], p[..., (axis + 2) % 3] = sign, u, v
+                p = p.reshape(-1, 3) * self.half
+                core = p.clamp(-inner, inner)
+                p = core + torch.nn.functional.normalize(p - core, dim=-1) * self.rounding
+                faces.append((quads if sign > 0 else quads.flip(1)) + sum(len(q) for q in points))
+                points.append(p)
+        vertices = torch.cat(points)
+        return _weld(vertices @ self._turned(vertices).T + torch.tensor(self.center), torch.cat(faces))
+
+
+def _sphere_span(origin: Tensor, directions: Tensor, center: Vector, radius: float) -> tuple[Tensor, Tensor]:
+    """Where unit rays enter and leave a sphere; infinity twice where they miss it or it lies behind."""
+    to_center = directions.new_tensor(center) - origin
+    along = (directions * to_center).sum(-1)
+    root = radius**2 - (to_center - along[:, None] * directions).square().sum(-1)
+    half = root.clamp_min(0).sqrt()
+    meets = (root > 0) & (along + half > 0)
+    return torch.where(meets, along - half, MISS), torch.where(meets, along + half, MISS)
+
+
+def _arc(radius: float, start: float, stop: float, steps: int) -> Tensor:
+    """(steps + 1, 2) radius and height along a circle's arc."""
+    angle = torch.linspace(start, stop, steps + 1)
+    arc = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+    arc[arc[:, 0] < 1e-7, 0] = 0
+    return arc
+
+
+def _frame(axis: Tensor) -> Tensor:
+    """(3, 3) rotation whose third column is ``axis``."""
+    helper = torch.zeros(3)
+    helper[int(axis.abs().argmin())] = 1
+    x = torch.nn.functional.normalize(torch.linalg.cross(helper, axis), dim=0)
+    return torch.stack([x, torch.linalg.cross(axis, x), axis], -1)
+
+
+def _grid_faces(rows: int, columns: int) -> Tensor:
+    """Two triangles per cell of a grid of vertices, row by row."""
+    i, j = torch.meshgrid(torch.arange(rows - 1), torch.arange(columns - 1), indexing="ij")
+    a = (i * columns + j).reshape(-1)
+    b, c, d = a + columns, a + columns + 1, a + 1
+    return torch.cat([torch.stack([a, b, c], -1), torch.stack([a, c, d], -1)])
+
+
+def _revolve(
+    profile: Tensor, segments: int, center: Tensor, frame: Tensor, closed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Turn a profile (radius, height), from bottom to top outside the axis, around the frame's third axis."""
+    angle = torch.arange(segments + 1) * (2 * math.pi / segments)
+    angle[-1] = 0
+    x, y = profile[:, :1] * angle.cos(), profile[:, :1] * angle.sin()
+    points = torch.stack([x, y, profile[:, 1:].expand_as(x)], -1).reshape(-1, 3)
+    faces = _grid_faces(len(profile), segments + 1).flip(1)
+    return _weld(points @ frame.T + center, faces)
+
+
+def _weld(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Join vertices at (nearly) the same place; drop triangles that collapse."""
+    keys = (vertices.double() * 1e6).round().long()
+    _, index = torch.unique(keys, dim=0, return_inverse=True)
+    first = torch.full((int(index.max()) + 1,), len(vertices), dtype=torch.long)
+    first.scatter_reduce_(0, index, torch.arange(len(vertices)), "amin")
+    faces = index[faces]
+    kept = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    return vertices[first], faces[kept]
