@@ -1,0 +1,97 @@
+"""Adam in place, in one pass over memory, that touches only what has a gradient. Kernel: ``kernels/sparse_adam.cu``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .checks import FLOATS, check_dtype, check_range, check_shape
+from .native import launch
+
+_FORMATS = {None: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def sparse_adam_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-15,
+    weight_decay: float = 0.0,
+    half: Tensor | None = None,
+    dense: bool = False,
+) -> None:
+    """One step of Adam on tensors of one shape, all contiguous and of one dtype (float32 or float64), in place.
+
+    A number whose gradient is exactly zero keeps its parameter and its moments: they are not even read where a
+    whole vector of gradients is zero. The gradient is consumed: ``grad`` is zero afterwards. Bias is corrected by
+    ``step`` for all numbers alike. With ``dense=True`` it is ordinary AdamW: zero gradients decay the moments,
+    weight decay reaches every number, and ``grad`` is left as it is.
+
+    A NaN or infinite gradient goes into its parameter, as in torch's Adam, and nowhere else: whoever owns the loop
+    looks at the loss before it calls this.
+
+    Args:
+        param, grad, exp_avg, exp_avg_sq: parameter, its gradient, first and second moment.
+        step: number of this step, from 1.
+        lr, beta1, beta2, eps: the published names and their meaning; eps is added to the root of the corrected moment.
+        weight_decay: decoupled (AdamW): the parameter shrinks by ``lr * weight_decay`` before its step, where touched.
+        half: bfloat16 or float16 copy of a float32 ``param``: brought up to date where the parameter changes.
+
+    Source: Kingma and Ba, "Adam", ICLR 2015; Mueller et al., "Instant Neural Graphics Primitives", SIGGRAPH 2022,
+    section 4 (skipping zero gradients); Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+    op = "sparse_adam_"
+    check_dtype(op, "param", param, *FLOATS)
+    tensors = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    for name, tensor in tensors.items():
+        check_shape(op, name, tensor, tuple(param.shape))
+        check_dtype(op, name, tensor, param.dtype)
+    if half is not None:
+        tensors["half"] = half
+        check_shape(op, "half", half, tuple(param.shape))
+        check_dtype(op, "half", half, torch.bfloat16, torch.float16)
+        check_dtype(op, "param", param, torch.float32)
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    check_range(op, "step", step, 1, 2**62)
+    check_range(op, "beta1", beta1, 0, 1)
+    check_range(op, "beta2", beta2, 0, 1)
+    with torch.no_grad():
+        _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, step, lr, beta1, beta2, eps, weight_decay, dense)
+
+
+@torch.library.custom_op("polyfield::sparse_adam_", mutates_args={"param", "grad", "exp_avg", "exp_avg_sq", "half"})
+def _sparse_adam(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    half: Tensor | None,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    dense: bool,
+) -> None:
+    step_size = lr / (1 - beta1**step)
+    root_correction = 1 / math.sqrt(1 - beta2**step)
+    numbers = (beta1, beta2, step_size, root_correction, eps, 1 - lr * weight_decay, int(dense))
+    half_format = _FORMATS[None if half is None else half.dtype]
+    tensors = (param, grad, exp_avg, exp_avg_sq, half)
+    launch("sparse_adam", param.dtype, *tensors, param.numel(), *numbers, half_format)
+
+
+@_sparse_adam.register_fake
+def _(param, grad, exp_avg, exp_avg_sq, half, step, lr, beta1, beta2, eps, weight_decay, dense):
+    return None

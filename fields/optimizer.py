@@ -1,0 +1,153 @@
+"""Adam for fields: sparse groups (hash tables) step only where a gradient arrived, dense ones (networks) as usual.
+
+The gradient buffers of sparse groups exist from the start and stay: kernels add into them
+(``table_grad=param.grad``), the step consumes them and leaves zeros, so that nothing of a table's size is allocated
+or cleared between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cuda.checks import check_dtype, check_range, check_shape
+from ..cuda.sparse_adam import sparse_adam_
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam with decoupled weight decay on float32 or float64 parameters.
+
+    Args:
+        params: parameters, or dicts of ``params`` with any of the options below.
+        lr: learning rate.
+        betas: decay of the first and second moment.
+        eps: added to the root of the corrected second moment.
+        weight_decay: the parameter shrinks by ``lr * weight_decay`` per step (AdamW); in sparse groups where touched.
+        sparse: numbers whose gradient is zero keep parameter and moments, and the step sets the gradient to zero.
+            ``param.grad`` is allocated here.
+        half (in a group's dict only): for each parameter a bfloat16 or float16 tensor of its shape, or None. Kept a
+            rounded copy of the parameter from now on. Not part of ``state_dict``.
+
+    NaN and infinite gradients go into the parameters that they belong to, as in torch's optimizers: the loop that
+    calls ``step`` looks at its loss first, and leaves the step out (``zero_grad`` then clears the buffers).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-15,
+        weight_decay: float = 0.0,
+        sparse: bool = False,
+    ) -> None:
+        self._halves: dict[Tensor, Tensor] = {}
+        self._clean: dict[Tensor, tuple[int, int]] = {}  # gradient buffers known to be zero: (address, version)
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, sparse=sparse))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_halves", {})
+        self.__dict__.setdefault("_clean", {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with their own options; allocates the gradients of a sparse group.
+
+        Raises ValueError for a negative learning rate or weight decay or betas outside [0, 1), TypeError for dtypes.
+        """
+        halves = param_group.get("half")
+        super().add_param_group({key: value for key, value in param_group.items() if key != "half"})
+        group = self.param_groups[-1]
+        check_range("Adam", "lr", float(group["lr"]), 0, float("inf"))
+        check_range("Adam", "weight_decay", group["weight_decay"], 0, float("inf"))
+        for name, beta in zip(("betas[0]", "betas[1]"), group["betas"], strict=True):
+            check_range("Adam", name, beta, 0, 1 - 1e-9)
+        for param in group["params"]:
+            check_dtype("Adam", "params", param, torch.float32, torch.float64)
+            if group["sparse"] and param.grad is None:
+                param.grad = torch.zeros_like(param, memory_format=torch.contiguous_format)
+                self._mark_clean(param)
+        if halves is not None:
+            if len(halves) != len(group["params"]):
+                wanted, got = len(group["params"]), len(halves)
+                raise ValueError(f"Adam: half: expected one tensor or None per parameter ({wanted}), got {got}")
+            for param, half in zip(group["params"], halves, strict=True):
+                self._attach_half(param, half)
+            self.refresh_halves()
+
+    def _attach_half(self, param: Tensor, half: Tensor | None) -> None:
+        if half is not None:
+            check_shape("Adam", "half", half, tuple(param.shape))
+            check_dtype("Adam", "half", half, torch.bfloat16, torch.float16)
+            check_dtype("Adam", "params", param, torch.float32)
+            self._halves[param] = half
+
+    @torch.no_grad()
+    def refresh_halves(self) -> None:
+        """Round all half copies anew: needed after others have changed the parameters (a checkpoint, say)."""
+        for param, half in self._halves.items():
+            half.copy_(param)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step on every parameter that has a gradient. Returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step_param(group, param, self.state[param])
+        return loss
+
+    def _step_param(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        state["step"] += 1
+        if not param.grad.is_contiguous():
+            param.grad = param.grad.contiguous()
+        sparse_adam_(
+            param,
+            param.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=state["step"],
+            lr=float(group["lr"]),
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            half=self._halves.get(param),
+            dense=not group["sparse"],
+        )
+        if group["sparse"]:
+            self._mark_clean(param)
+
+    def _mark_clean(self, param: Tensor) -> None:
+        self._clean[param] = (param.grad.data_ptr(), param.grad._version)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients. Buffers of sparse groups stay; they are cleared only if written since the last step."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if group["sparse"]:
+                    if self._clean.get(param) != (param.grad.data_ptr(), param.grad._version):
+                        param.grad = param.grad.detach().zero_()
+                        self._mark_clean(param)
+                elif set_to_none:
+                    param.grad = None
+                else:
+                    param.grad = param.grad.detach().zero_()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on exactly where ``state_dict()`` was taken; half copies are rounded anew from the parameters."""
+        super().load_state_dict(state_dict)
+        self.refresh_halves()
