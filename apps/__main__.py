@@ -19,6 +19,13 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def is_users(error: Exception) -> bool:
+    """Whether an error is a user's mistake: ours, or one of the layers below, which know nothing of ``apps``."""
+    from ..datasets.scene import SceneError
+
+    return isinstance(error, (UserError, SceneError))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -32,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         discover.load(COMMANDS, arguments[0], "polyfield: verb").main(arguments[1:])
-    except UserError as error:
+    except Exception as error:
+        if not is_users(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -43,7 +43,7 @@ class SceneFacts:
     @staticmethod
     def of(scene: Scene) -> SceneFacts:
         rows = tuple(tuple(float(x) for x in row) for row in scene.scene_to_world)
-        return SceneFacts(scene.cascades, float(scene.near), any(f.alphas is not None for f in scene.frames), rows, scene.name)
+        return SceneFacts(scene.cascades, float(scene.near), scene.has_alpha, rows, scene.name)
 
     @property
     def matrix(self) -> Tensor:
