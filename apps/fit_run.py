@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..datasets.scene import Scene, open_scene
-from . import discover
 from .errors import UserError
 from .fit import Budget, fit
 from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
@@ -102,8 +101,7 @@ def _check(options: Options) -> None:
 
 def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene]:
     """What to fit, and its scene. Whatever stands in ``folder`` is touched only after the data has been read."""
-    built_in = data in discover.names("polyfield.datasets") and not Path(data).exists()
-    source = data if built_in else str(Path(data).resolve())
+    source = str(Path(data).resolve()) if Path(data).exists() else data  # what is no path may be a built-in scene
     if options.resume and (folder / "config.json").is_file():
         asked = Asked.load(folder)
         for what, was, now in (("recipe", asked.recipe, name), ("data", asked.data, source)):
