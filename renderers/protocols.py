@@ -22,8 +22,8 @@ class Render:
     background: Tensor | None = None  # (R, 3) what stood behind: targets with alpha are laid over the same
     samples: Samples | None = None
     weights: Tensor | None = None  # (S,)
-    marched: int = 0  # intervals before those that cannot matter were dropped
     output: FieldOutput | None = None
+    marched: int = 0  # intervals before those that cannot matter were dropped
 
 
 class Renderer(Protocol[F_contra]):

@@ -90,7 +90,7 @@ class VolumeRenderer(nn.Module):
             accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
         accumulated["depths"] = accumulated["depths"][:, 0] / opacities.detach().clamp(min=1e-6)
         pixels = Pixels(alphas=opacities, **accumulated)
-        return Render(pixels, background, samples, weights, output, marched=marched)
+        return Render(pixels, background, samples, weights, output, marched)
 
     @torch.no_grad()
     def _render_image(self, field: Field, camera: Camera, normals: bool) -> Render:
