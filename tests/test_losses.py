@@ -1,0 +1,89 @@
+"""Losses: closed forms, masks, and that each is finite, has a weight and a gradient."""
+
+import importlib
+import pkgutil
+from dataclasses import fields as dataclass_fields
+
+import pytest
+import torch
+from polyfield.fields.protocols import FieldOutput
+from polyfield.geometry import Pixels, Rays, Samples
+from polyfield.renderers import losses
+from polyfield.renderers.losses.opacity import binary_entropy
+from polyfield.renderers.losses.photometric import photometric
+from polyfield.renderers.protocols import Render, Step
+
+R, S = 6, 24
+
+
+def all_losses():
+    for module in pkgutil.iter_modules(losses.__path__):
+        members = vars(importlib.import_module(f"polyfield.renderers.losses.{module.name}")).values()
+        yield from (m for m in members if isinstance(m, type) and m.__module__.endswith(f"losses.{module.name}"))
+
+
+def step():
+    g = torch.Generator().manual_seed(0)
+    weights = (torch.rand(S, generator=g) * 0.2).requires_grad_()
+    index = torch.arange(R).repeat_interleave(S // R).int()
+    t = (torch.arange(S) % (S // R)).float()
+    samples = Samples(t, t + 1, index, torch.arange(0, S + 1, S // R).int())
+    alphas = torch.zeros(R).index_add(0, index.long(), weights)
+    colors = alphas[:, None] * torch.rand(R, 3, generator=g)
+    render = Render(Pixels(colors, alphas, alphas * 2), torch.rand(R, 3, generator=g), samples, weights, FieldOutput(weights, torch.ones(S, 3)))
+    target = Pixels(torch.rand(R, 3, generator=g), torch.rand(R, generator=g))
+    rays = Rays(torch.zeros(R, 3), torch.ones(R, 3), torch.zeros(R), torch.ones(R))
+    return Step(0, None, rays, render, target), weights
+
+
+@pytest.mark.parametrize("loss", list(all_losses()), ids=lambda c: c.__name__)
+def test_contract(loss):
+    assert loss.__doc__
+    assert [f.name for f in dataclass_fields(loss)][0] == "weight"
+    made, parameter = step()
+    one, two = loss(weight=1.0)(made), loss(weight=2.5)(made)
+    assert one.shape == ()
+    assert one.isfinite()
+    torch.testing.assert_close(two, 2.5 * one)
+    (gradient,) = torch.autograd.grad(one, parameter)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
+def test_squared_error_and_masks():
+    a, b = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(photometric(a, b), torch.tensor((0.09 + 3) / 6))
+    torch.testing.assert_close(photometric(a, b, torch.tensor([True, False])), torch.tensor(0.03))
+    assert photometric(a, b, torch.tensor([False, False])) == 0
+
+
+def test_huber_equals_the_squared_error_for_small_residuals_and_grows_linearly():
+    zero = torch.zeros(1, 3)
+    torch.testing.assert_close(photometric(zero, zero + 0.05, huber=0.1), photometric(zero, zero + 0.05))
+    torch.testing.assert_close(photometric(zero, zero + 1.0, huber=0.1), torch.tensor(2 * 0.1 - 0.01))
+
+
+def test_targets_with_alpha_lie_over_the_same_background():
+    made, _ = step()
+    wanted = made.target.colors * made.target.alphas[:, None] + made.render.background * (1 - made.target.alphas[:, None])
+    torch.testing.assert_close(made.target_colors, wanted)
+
+
+def test_opacity_is_least_at_the_extremes():
+    assert binary_entropy(torch.tensor([1e-4, 1 - 1e-4]), torch.tensor([0.0, 1.0])) < 1e-3
+    assert binary_entropy(torch.tensor([0.5]), torch.tensor([0.5])) > 0.6
+
+
+def test_a_loss_says_what_it_misses():
+    from dataclasses import replace
+
+    from polyfield.renderers.losses.distortion import Distortion
+    from polyfield.renderers.losses.photometric import Photometric
+
+    made, _ = step()
+    with pytest.raises(ValueError, match="distortion: render: expected samples and weights, got none"):
+        Distortion(1.0)(replace(made, render=replace(made.render, samples=None)))
+    with pytest.raises(ValueError, match="photometric: target: expected colours"):
+        Photometric()(replace(made, target=Pixels()))
+    with pytest.raises(ValueError, match="expected a background for a target with alpha"):
+        Photometric()(replace(made, render=replace(made.render, background=None)))
