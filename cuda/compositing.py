@@ -1,0 +1,227 @@
+"""Front-to-back compositing of packed samples: ``composite`` and ``prune``. Kernel: ``kernels/composite.cu``."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .checks import FLOATS, check_dtype, check_range, check_shape
+from .native import launch
+
+MAX_VALUES = 8
+Samples = TypeVar("Samples", bound=Any)
+
+
+def composite(
+    alphas: Tensor, values: Sequence[Tensor], ray_offsets: Tensor, *, min_transmittance: float = 0.0
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Weights of samples along rays, and what the rays see of any number of quantities.
+
+    w_i = alpha_i T_i with T_i = prod_{j<i} (1 - alpha_j) over the samples before i on the same ray.
+
+    Args:
+        alphas: (S,) in [0, 1], float32 or float64.
+        values: up to 8 tensors (S, C_i) of the same dtype, such as colours, depths, normals, features.
+        ray_offsets: (R + 1,) int32: ray r owns [ray_offsets[r], ray_offsets[r + 1]).
+        min_transmittance: samples with T_i below this have weight 0 and gradient 0; 0 = none.
+
+    Returns:
+        weights (S,), opacities (R,) = sum w_i, and per tensor of ``values`` its (R, C_i) = sum w_i v_i; 0 for a ray
+        without samples. Differentiable in ``alphas`` and ``values``.
+
+    Source: Max, "Optical Models for Direct Volume Rendering", 1995.
+    """
+    check_shape("composite", "alphas", alphas, (None,))
+    check_dtype("composite", "alphas", alphas, *FLOATS)
+    check_shape("composite", "ray_offsets", ray_offsets, (None,))
+    check_dtype("composite", "ray_offsets", ray_offsets, torch.int32)
+    check_range("composite", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
+    check_range("composite", "len(values)", len(values), 0, MAX_VALUES)
+    check_range("composite", "min_transmittance", min_transmittance, 0, 1)
+    for i, v in enumerate(values):
+        check_shape("composite", f"values[{i}]", v, (alphas.shape[0], None))
+        check_dtype("composite", f"values[{i}]", v, alphas.dtype)
+    weights, opacities, outputs = _composite(alphas, list(values), ray_offsets, min_transmittance)
+    return weights, opacities, outputs
+
+
+def prune(alphas: Tensor, samples: Samples, *, min_transmittance: float = 1e-4, min_alpha: float = 0.0) -> Samples:
+    """The samples that a ray can see: those with alpha >= ``min_alpha`` and T_i >= ``min_transmittance`` before them.
+
+    ``samples`` is any dataclass with the fields of ``geometry.Samples``; ``alphas`` is (S,) float32. No gradients.
+    """
+    new = prune_packed(
+        alphas,
+        samples.t_starts,
+        samples.t_ends,
+        samples.ray_offsets,
+        min_transmittance=min_transmittance,
+        min_alpha=min_alpha,
+    )
+    return replace(samples, t_starts=new[1], t_ends=new[2], ray_indices=new[3], ray_offsets=new[4])
+
+
+def prune_packed(
+    alphas: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_offsets: Tensor,
+    *,
+    min_transmittance: float = 1e-4,
+    min_alpha: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``prune`` on plain tensors -> kept (K,) int32, their numbers before; t_starts, t_ends, ray_indices, ray_offsets."""
+    check_shape("prune", "alphas", alphas, (None,))
+    samples = alphas.shape[0]
+    check_shape("prune", "t_starts", t_starts, (samples,))
+    check_shape("prune", "t_ends", t_ends, (samples,))
+    check_shape("prune", "ray_offsets", ray_offsets, (None,))
+    for name, tensor in (("alphas", alphas), ("t_starts", t_starts), ("t_ends", t_ends)):
+        check_dtype("prune", name, tensor, torch.float32)
+    check_dtype("prune", "ray_offsets", ray_offsets, torch.int32)
+    check_range("prune", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
+    check_range("prune", "min_transmittance", min_transmittance, 0, 1)
+    return _prune(alphas, t_starts, t_ends, ray_offsets, min_transmittance, min_alpha)
+
+
+def _check_last(op: str, ray_offsets: Tensor, samples: int) -> None:
+    if ray_offsets[-1].item() != samples:
+        raise ValueError(
+            f"{op}: ray_offsets: expected to end at the number of samples, {samples}, got {ray_offsets[-1].item()}; "
+            "pass alphas and ray_offsets of the same samples"
+        )
+
+
+def _table(rows: list[tuple[Tensor | None, Tensor | None, Tensor | None, int]]):
+    """Addresses for the kernel: values, outputs (or their gradients), gradients, channels per row."""
+    flat = [0 if x is None else x if isinstance(x, int) else x.data_ptr() for row in rows for x in row]
+    return (ctypes.c_int64 * max(len(flat), 1))(*flat)
+
+
+@torch.library.custom_op("polyfield::composite", mutates_args=())
+def _composite(
+    alphas: Tensor, values: list[Tensor], ray_offsets: Tensor, min_transmittance: float
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    _check_last("composite", ray_offsets, len(alphas))
+    alphas, ray_offsets, values = alphas.contiguous(), ray_offsets.contiguous(), [v.contiguous() for v in values]
+    rays = len(ray_offsets) - 1
+    weights, opacities = torch.empty_like(alphas), alphas.new_empty(rays)
+    outputs = [v.new_empty(rays, v.shape[1]) for v in values]
+    table = _table([(v, o, None, v.shape[1]) for v, o in zip(values, outputs, strict=True)])
+    address = ctypes.addressof(table)
+    launch(
+        "composite",
+        alphas.dtype,
+        alphas,
+        ray_offsets,
+        address,
+        len(values),
+        rays,
+        min_transmittance,
+        weights,
+        opacities,
+    )
+    return weights, opacities, outputs
+
+
+@_composite.register_fake
+def _(alphas, values, ray_offsets, min_transmittance):
+    rays = ray_offsets.shape[0] - 1
+    return torch.empty_like(alphas), alphas.new_empty(rays), [v.new_empty(rays, v.shape[1]) for v in values]
+
+
+@torch.library.custom_op("polyfield::composite_backward", mutates_args=())
+def _composite_backward(
+    alphas: Tensor,
+    values: list[Tensor],
+    ray_offsets: Tensor,
+    weights: Tensor,
+    grad_weights: Tensor | None,
+    grad_opacities: Tensor | None,
+    grad_outputs: list[Tensor | None],
+    needed: list[bool],
+    min_transmittance: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of alphas and of each of ``values``: empty (0,) where not ``needed`` or its output was not used."""
+    contiguous = [None if x is None else x.contiguous() for x in (alphas, ray_offsets, grad_weights, grad_opacities)]
+    alphas, ray_offsets, grad_weights, grad_opacities = contiguous
+    values = [v.contiguous() for v in values]
+    grad_outputs = [None if g is None else g.contiguous() for g in grad_outputs]
+    grad_alphas = torch.empty_like(alphas)
+    grad_values = [
+        torch.empty_like(v) if need and g is not None else v.new_empty(0)
+        for v, g, need in zip(values, grad_outputs, needed, strict=True)
+    ]
+    rows = zip(values, grad_outputs, grad_values, strict=True)
+    table = _table([(v, g, gv if gv.dim() == 2 else None, v.shape[1]) for v, g, gv in rows])
+    launch(
+        "composite_backward",
+        alphas.dtype,
+        alphas,
+        weights,
+        ray_offsets,
+        ctypes.addressof(table),
+        len(values),
+        len(ray_offsets) - 1,
+        min_transmittance,
+        grad_weights,
+        grad_opacities,
+        grad_alphas,
+    )
+    return grad_alphas, grad_values
+
+
+@_composite_backward.register_fake
+def _(alphas, values, ray_offsets, weights, grad_weights, grad_opacities, grad_outputs, needed, min_transmittance):
+    return torch.empty_like(alphas), [
+        torch.empty_like(v) if need and g is not None else v.new_empty(0)
+        for v, g, need in zip(values, grad_outputs, needed, strict=True)
+    ]
+
+
+def _setup_context(ctx, inputs, output):
+    alphas, values, ray_offsets, ctx.min_transmittance = inputs
+    ctx.save_for_backward(alphas, ray_offsets, output[0], *values)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_weights, grad_opacities, grad_outputs):
+    alphas, ray_offsets, weights, *values = ctx.saved_tensors
+    grad_outputs = [None] * len(values) if grad_outputs is None else list(grad_outputs)
+    needed = list(ctx.needs_input_grad[1])
+    grad_alphas, grad_values = _composite_backward(
+        alphas, values, ray_offsets, weights, grad_weights, grad_opacities, grad_outputs, needed, ctx.min_transmittance
+    )
+    return grad_alphas, [g if g.dim() == 2 else None for g in grad_values], None, None
+
+
+_composite.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("polyfield::prune", mutates_args=())
+def _prune(
+    alphas: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, min_transmittance: float, min_alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_last("prune", ray_offsets, len(alphas))
+    alphas, t_starts, t_ends, ray_offsets = (x.contiguous() for x in (alphas, t_starts, t_ends, ray_offsets))
+    rays = len(ray_offsets) - 1
+    new_offsets = torch.empty_like(ray_offsets)
+    launch("prune", None, alphas, ray_offsets, rays, len(alphas), min_transmittance, min_alpha, new_offsets)
+    count = int(new_offsets[-1])
+    new_starts, new_ends = alphas.new_empty(count), alphas.new_empty(count)
+    new_rays, kept = ray_offsets.new_empty(count), ray_offsets.new_empty(count)
+    launch("prune_write", None, t_starts, t_ends, ray_offsets, new_offsets, rays, new_starts, new_ends, new_rays, kept)
+    return kept, new_starts, new_ends, new_rays, new_offsets
+
+
+@_prune.register_fake
+def _(alphas, t_starts, t_ends, ray_offsets, min_transmittance, min_alpha):
+    count = torch.library.get_ctx().new_dynamic_size()
+    integers = [ray_offsets.new_empty(count) for _ in range(2)]
+    floats = [alphas.new_empty(count) for _ in range(2)]
+    return integers[0], floats[0], floats[1], integers[1], torch.empty_like(ray_offsets)
