@@ -33,6 +33,11 @@ def renderer(field, steps=1024, background=(0.0, 0.0, 0.0), **changes):
     return made.eval()
 
 
+def camera_of(width, height, focal):
+    pose = look_at(torch.tensor([0.0, -2.0, 0.5]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    return Camera(torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), pose, width, height)
+
+
 def rays_at(*offsets):
     n = len(offsets)
     origins = torch.tensor([[-2.0, y, 0.0] for y in offsets])
@@ -69,7 +74,7 @@ def test_dropping_hidden_samples_changes_next_to_nothing():
 
 def test_an_image_is_its_rays():
     ball = Ball()
-    camera = Camera(torch.tensor([[40.0, 0, 16], [0, 40.0, 12], [0, 0, 1]]), look_at(torch.tensor([0.0, -2.0, 0.5]), torch.zeros(3)), 32, 24)
+    camera = camera_of(32, 24, 40.0)
     made = renderer(ball, chunk=100)
     image = made.render(ball, camera, normals=True).pixels
     flat = made.render(ball, camera.rays(), normals=True).pixels
@@ -83,7 +88,7 @@ def test_an_image_is_its_rays():
 
 def test_rendering_leaves_the_mode_as_it_was():
     ball = Ball()
-    camera = Camera(torch.tensor([[8.0, 0, 4], [0, 8.0, 4], [0, 0, 1]]), look_at(torch.tensor([0.0, -2.0, 0.5]), torch.zeros(3)), 8, 8)
+    camera = camera_of(8, 8, 8.0)
     made = renderer(ball).train()
     made.render(ball, camera)
     assert made.training
