@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, make_dataclass
+from typing import Annotated
 
 from .. import discover
 from ..errors import UserError
@@ -33,8 +34,8 @@ def main(arguments: list[str]) -> None:
             "Fit",
             [
                 ("data", tyro.conf.Positional[str]),
-                ("options", tyro.conf.OmitArgPrefixes[Options], field(default_factory=Options)),
-                ("recipe", tyro.conf.OmitArgPrefixes[config], field(default_factory=config)),
+                ("options", Annotated[Options, tyro.conf.arg(name="")], field(default_factory=Options)),
+                ("recipe", Annotated[config, tyro.conf.arg(name="")], field(default_factory=config)),
             ],
             namespace={"__doc__": config.__doc__},
         ),
