@@ -8,14 +8,13 @@ import platform
 import sys
 
 from ..errors import UserError
+from ..parse import parse
 
 PACKAGES = ("torch", "numpy", "pillow", "tyro", "rich", "safetensors", "trimesh", "viser", "torchmetrics", "cuda-core")
 
 
 def main(arguments: list[str]) -> None:
-    import tyro
-
-    tyro.cli(run, prog="polyfield doctor", args=arguments)
+    parse(run, "doctor", arguments)
 
 
 def run() -> None:

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..parse import parse
+
 
 def main(arguments: list[str]) -> None:
-    tyro.cli(run, prog="polyfield evaluate", args=arguments)
+    parse(run, "evaluate", arguments)
 
 
 def run(run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6) -> None:

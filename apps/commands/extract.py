@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..parse import parse
+
 
 def main(arguments: list[str]) -> None:
-    tyro.cli(run, prog="polyfield extract", args=arguments)
+    parse(run, "extract", arguments)
 
 
 def run(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from .. import discover
 from ..errors import UserError
+from ..parse import parse
 
 USAGE = """usage: polyfield fit RECIPE DATA [options]    (polyfield fit RECIPE --help for all options)
 
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> None:
     config = discover.load(RECIPES, name, "fit: recipe").Config
     from ..fit_run import Options, fit_run
 
-    parsed = tyro.cli(
+    parsed = parse(
         make_dataclass(
             "Fit",
             [
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
             ],
             namespace={"__doc__": config.__doc__},
         ),
-        prog=f"polyfield fit {name}",
-        args=arguments[1:],
+        f"fit {name}",
+        arguments[1:],
     )
     fit_run(parsed.data, parsed.recipe, parsed.options)

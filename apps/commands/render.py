@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..parse import parse
+
 
 class Views(Enum):
     """Where to look from."""
@@ -29,7 +31,7 @@ class Channel(Enum):
 
 
 def main(arguments: list[str]) -> None:
-    tyro.cli(run, prog="polyfield render", args=arguments)
+    parse(run, "render", arguments)
 
 
 def run(
