@@ -54,6 +54,7 @@ class Job:
     rays_per_step: int = 1024
     step: int = 0
     elapsed: float = 0.0
+    idle: float = 0.0  # seconds that a callable after a step waited for the user: not counted in ``elapsed``
     generator: torch.Generator = field(default_factory=torch.Generator)  # occupancy updates
 
     def tensors(self) -> dict[str, Tensor]:
@@ -110,15 +111,15 @@ def fit(job: Job, budget: Budget, after_step: Sequence[Callable[[Report], None]]
     """
     rates = [group["lr"] for group in job.optimizer.param_groups]
     job.renderer.train()
-    clock = time.perf_counter() - job.elapsed
+    clock = time.perf_counter() - job.elapsed - job.idle
     while (spent := budget.spent(job.step, job.elapsed)) < 1 and not stop():
         for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * job.learning_rate(spent)
         report = _one_step(job, spent)
-        job.elapsed = time.perf_counter() - clock
+        job.elapsed = time.perf_counter() - clock - job.idle
         for call in after_step:
             call(report)
-        job.elapsed = time.perf_counter() - clock
+        job.elapsed = time.perf_counter() - clock - job.idle
     for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     job.renderer.eval()

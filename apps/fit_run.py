@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..datasets.scene import Scene, open_scene
 from .errors import UserError
-from .fit import Budget, fit
+from .fit import Budget, Job, fit
 from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
 from .interrupt import StopOnInterrupt
 from .run import Asked, Run, SceneFacts, open_run, save_scene
+
+if TYPE_CHECKING:
+    from .viewer import FitView
 
 
 @dataclass(frozen=True)
@@ -70,21 +73,31 @@ def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
     if options.preview_every > 0 and scene.test:
         after.append(Previews(folder, scene.test[0], options.preview_every))
     after.append(checkpoints)
-    viewing: AbstractContextManager = nullcontext()
-    if options.view:
-        from .viewer import view_fit
-
-        viewing, watch = view_fit(job, scene, asked, options.port, budget)
+    watch = _watch(job, scene, folder, options.port) if options.view else None
+    if watch is not None:
         after.append(watch)
-    with StopOnInterrupt() as stopped, progress, viewing:
-        fit(job, budget, after, stop=stopped)
-    checkpoints.save(job)
-    save_scene(folder, job.tensors(), {**job.metadata(), "step": job.step})
+    with watch or nullcontext():
+        with StopOnInterrupt() as stopped, progress:
+            if watch is not None:
+                watch.stop = stopped
+            fit(job, budget, after, stop=stopped)
+        checkpoints.save(job)
+        save_scene(folder, job.tensors(), {**job.metadata(), "step": job.step})
+        if watch is not None and not stopped():
+            watch.stay()
     if stopped():
         print(f"Stopped at step {job.step}; go on with: polyfield fit {name} {data} --run {folder} --resume")
     print(f"Fitted {scene.name} in {job.elapsed:.1f} s ({job.step} steps, peak memory {peak_memory_bytes() / 2**30:.2f} GB): {folder}")
     print(f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n  polyfield view {folder}")
     return open_run(folder)
+
+
+def _watch(job: Job, scene: Scene, folder: Path, port: int) -> FitView:
+    from .viewer import FitView
+
+    watch = FitView(job, scene, folder, port=port)
+    print(f"Watch it at {watch.viewer.url}", flush=True)
+    return watch
 
 
 def _check(options: Options) -> None:
@@ -97,6 +110,10 @@ def _check(options: Options) -> None:
         value = getattr(options, option)
         if value is not None and value <= 0:
             raise UserError(f"fit: --{option.replace('_', '-')}: expected a positive number, got {value}")
+    if options.view:
+        from .viewer import check_address
+
+        check_address("127.0.0.1", options.port)
 
 
 def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene]:

@@ -39,11 +39,20 @@ class SceneFacts:
     has_alpha: bool
     scene_to_world: tuple[tuple[float, ...], ...]  # 4 x 4 similarity
     name: str
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scene frame, unit
+    first_view: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world of the first photograph, scene frame
 
     @staticmethod
     def of(scene: Scene) -> SceneFacts:
-        rows = tuple(tuple(float(x) for x in row) for row in scene.scene_to_world)
-        return SceneFacts(scene.cascades, float(scene.near), scene.has_alpha, rows, scene.name)
+        return SceneFacts(
+            scene.cascades,
+            float(scene.near),
+            scene.has_alpha,
+            _rows(scene.scene_to_world),
+            scene.name,
+            tuple(scene.up.tolist()),
+            _rows(scene.frames[0].camera.camera_to_world),
+        )
 
     @property
     def matrix(self) -> Tensor:
@@ -92,8 +101,15 @@ class Asked:
             raise UserError(f"{path}: expected a run's configuration, got {error!r}; fit again, or restore the file") from error
 
 
+def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
 def _facts(data: dict[str, Any]) -> SceneFacts:
-    return SceneFacts(**{**data, "scene_to_world": tuple(tuple(row) for row in data["scene_to_world"])})
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return SceneFacts(**{name: frozen(value) for name, value in data.items()})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,35 @@
+"""Look at a run in the browser: orbit, depth, normals, photographs, mesh, crop box, camera paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(run, prog="polyfield view", args=arguments)
+
+
+def run(
+    run: Annotated[Path, tyro.conf.Positional],
+    port: int = 8080,
+    host: str = "127.0.0.1",
+    mesh: Path | None = None,
+) -> None:
+    """Serve a page that shows RUN, until Ctrl-C.
+
+    Args:
+        run: folder that ``polyfield fit`` made; its photographs may be gone.
+        port: of the page.
+        host: address to serve it on; anything but 127.0.0.1 opens it to other machines, without a password.
+        mesh: a mesh in the scene's own units; by default RUN/mesh.glb, .ply or .obj if there is one.
+    """
+    from ..run import open_run
+    from ..viewer import check_address, view_run
+
+    check_address(host, port)
+    with view_run(open_run(run), host=host, port=port, mesh=mesh) as viewer:
+        print(f"{viewer.name}: {viewer.url}    (Ctrl-C ends it)", flush=True)
+        viewer.wait()

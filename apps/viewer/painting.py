@@ -1,0 +1,103 @@
+"""A picture, painted piece by piece, so that a newer one can take its place at any moment.
+
+Rays cut to a box (slabs, Kay & Kajiya 1986): t is inside where it is inside all three slabs,
+    near' = max(near, max_k min(t_low_k, t_high_k)),   far' = min(far, min_k max(t_low_k, t_high_k)),
+exact for any renderer that honours near and far: what lies outside of the box is not there at all.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...geometry import Aabb, Pixels, Rays
+from ...geometry.cameras import Camera
+
+LARGEST_CHUNK = 8192  # rays in one call of the renderer: bounds its memory
+
+
+def clip_to_box(rays: Rays, box: Aabb) -> Rays:
+    """Rays with near and far moved to where they enter and leave ``box``; one that misses it is empty (far = near)."""
+    still = rays.directions == 0
+    speed = torch.where(still, 1.0, rays.directions)
+    to_low, to_high = (box.low - rays.origins) / speed, (box.high - rays.origins) / speed
+    inside = (rays.origins >= box.low) & (rays.origins <= box.high)
+    inf = torch.inf
+    enter = torch.where(still, torch.where(inside, -inf, inf), torch.minimum(to_low, to_high)).amax(-1)
+    leave = torch.where(still, torch.where(inside, inf, -inf), torch.maximum(to_low, to_high)).amin(-1)
+    near, far = torch.maximum(rays.near, enter), torch.minimum(rays.far, leave)
+    missed = ~(near < far)
+    return replace(rays, near=torch.where(missed, rays.near, near), far=torch.where(missed, rays.near, far))
+
+
+@dataclass
+class Stage:
+    """What is drawn: a field, and a renderer that takes rays."""
+
+    field: Any
+    renderer: Any
+    near: float = 0.0
+
+    @torch.no_grad()
+    def render(self, rays: Rays, *, normals: bool) -> Pixels:
+        """Flat pixels, as for show: without jitter, gradients or random backgrounds, and leaving no trace in a fit."""
+        fitting = self.renderer.training
+        self.renderer.eval()
+        try:
+            return self.renderer.render(self.field, rays, normals=normals).pixels
+        finally:
+            self.renderer.train(fitting)
+
+
+class Painting:
+    """One picture under way. ``advance`` until ``done``; then ``pixels``, and ``z_depths`` for the browser."""
+
+    def __init__(self, stage: Stage, camera: Camera, *, normals: bool = False, box: Aabb | None = None) -> None:
+        self.stage, self.camera, self.normals, self.box = stage, camera, normals, box
+        self.total = camera.width * camera.height
+        self.painted = 0
+        self.seconds = 0.0
+        self._parts: list[Pixels] = []
+        self._z: list[Tensor] = []
+
+    @property
+    def done(self) -> bool:
+        return self.painted >= self.total
+
+    def advance(self, count: int) -> None:
+        """Paint the next ``count`` pixels."""
+        stop = min(self.painted + max(count, 1), self.total)
+        started = time.perf_counter()
+        while self.painted < stop:
+            self._paint(self.painted, min(self.painted + LARGEST_CHUNK, stop))
+        self.seconds += time.perf_counter() - started
+
+    def _paint(self, begin: int, end: int) -> None:
+        index = torch.arange(begin, end)
+        centers = torch.stack([index % self.camera.width, index // self.camera.width], -1) + 0.5
+        rays = self.camera.rays(centers, near=self.stage.near)
+        if self.box is not None:
+            rays = clip_to_box(rays, self.box)
+        self._parts.append(self.stage.render(rays, normals=self.normals))
+        self._z.append(rays.directions @ self.camera.forward)
+        self.painted = end
+
+    def pixels(self) -> Pixels:
+        """The finished picture, (H, W)."""
+        shape = (self.camera.height, self.camera.width)
+
+        def join(name: str) -> Tensor | None:
+            parts = [getattr(p, name) for p in self._parts]
+            return None if parts[0] is None else torch.cat(parts).reshape(*shape, *parts[0].shape[1:])
+
+        return Pixels(**{name: join(name) for name in ("colors", "alphas", "depths", "normals")})
+
+    def z_depths(self, pixels: Pixels) -> Tensor:
+        """(H, W) along the camera's axis; infinite where nothing is."""
+        assert pixels.depths is not None and pixels.alphas is not None
+        z = pixels.depths * torch.cat(self._z).reshape(pixels.depths.shape)
+        return torch.where(pixels.alphas > 0.5, z, torch.inf)
