@@ -1,7 +1,8 @@
 """Fused multilayer perceptron: ``mlp(inputs, weights, biases)``. Kernels: ``kernels/mlp.cu``, ``kernels/mlp_bf16.cu``.
 
-The hidden activations are kept for the backward pass while they fit in ``SAVED_BYTES``; above that the backward pass
-computes them again, tile by tile, so that memory stays bounded whatever N is.
+Of the hidden layers the deepest are kept for the backward pass, as many as fit in ``SAVED_BYTES``; the others are
+computed again, tile by tile in cache. Memory stays bounded whatever N is, and pages stay warm: what the allocator
+returns to the system after each step (beyond 32 MiB) costs more to write to than the layers cost to compute.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .checks import FLOATS, check_dtype, check_range, check_shape
 from .native import has_bfloat16, launch
 
 MAX_LAYERS = 5  # products: 4 hidden layers and the output
-SAVED_BYTES = 64 << 20
+SAVED_BYTES = 24 << 20
 _NONE = (None,) * MAX_LAYERS
 
 
@@ -81,11 +82,24 @@ def _dims(inputs: Tensor, weights: Sequence[Tensor]) -> list[int]:
     return dims + [0] * (MAX_LAYERS + 1 - len(dims))
 
 
-def _saved_like(inputs: Tensor, weights: Sequence[Tensor], bfloat16: bool, keep: bool) -> Tensor:
-    """What forward leaves for backward: the hidden layers one after the other, or nothing."""
+def _saved(inputs: Tensor, weights: Sequence[Tensor], bfloat16: bool, keep: bool) -> Tensor:
+    """A buffer for the hidden layers that forward leaves for backward, rows in pairs."""
     dtype = torch.bfloat16 if bfloat16 and has_bfloat16() else inputs.dtype
-    count = (inputs.shape[0] + 1) // 2 * 2 * sum(w.shape[0] for w in weights[:-1])
-    return inputs.new_empty(count if keep and count * dtype.itemsize <= SAVED_BYTES else 0, dtype=dtype)
+    rows, columns = (inputs.shape[0] + 1) // 2 * 2, 0
+    for weight in reversed(weights[:-1] if keep else ()):
+        if rows * (columns + weight.shape[0]) * dtype.itemsize > SAVED_BYTES:
+            break
+        columns += weight.shape[0]
+    return inputs.new_empty(rows * columns, dtype=dtype)
+
+
+def _first_saved(saved: Tensor, inputs: Tensor, weights: Sequence[Tensor]) -> int:
+    """The hidden layer from which on ``saved`` has them all; the number of layers if it has none."""
+    layer, left = len(weights), saved.numel()
+    while left > 0:
+        layer -= 1
+        left -= (inputs.shape[0] + 1) // 2 * 2 * weights[layer - 1].shape[0]
+    return layer
 
 
 def _kernel(name: str, inputs: Tensor, bfloat16: bool) -> tuple[str, torch.dtype, int]:
@@ -114,18 +128,18 @@ def _mlp(
     weights = [w.contiguous() for w in (w0, w1, w2, w3, w4) if w is not None]
     biases = [b if b is None else b.contiguous() for b in (b0, b1, b2, b3, b4)]
     outputs = inputs.new_empty(inputs.shape[0], weights[-1].shape[0])
-    saved = _saved_like(inputs, weights, bfloat16, keep)
+    saved = _saved(inputs, weights, bfloat16, keep)
     name, dtype, rounded = _kernel("mlp", inputs, bfloat16)
     shape = (inputs.shape[0], len(weights), rounded, *_dims(inputs, weights))
-    kept = saved if saved.numel() else None
-    launch(name, dtype, inputs, outputs, kept, *shape, *weights, *_NONE[len(weights) :], *biases)
+    kept = saved, _first_saved(saved, inputs, weights)
+    launch(name, dtype, inputs, outputs, *kept, *shape, *weights, *_NONE[len(weights) :], *biases)
     return outputs, saved
 
 
 @_mlp.register_fake
 def _(inputs, w0, w1, w2, w3, w4, b0, b1, b2, b3, b4, bfloat16, keep):
     weights = [w for w in (w0, w1, w2, w3, w4) if w is not None]
-    return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), _saved_like(inputs, weights, bfloat16, keep)
+    return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), _saved(inputs, weights, bfloat16, keep)
 
 
 @torch.library.custom_op("polyfield::mlp_backward", mutates_args=())
@@ -148,13 +162,13 @@ def _mlp_backward(
     grad_biases = [*grads[1 + layers :], *gap] if biased else _NONE
     name, dtype, rounded = _kernel("mlp_backward", inputs, bfloat16)
     shape = (inputs.shape[0], layers, rounded, *_dims(inputs, weights))
-    kept = saved if saved.numel() else None
+    kept = saved, _first_saved(saved, inputs, weights)
     launch(
         name,
         dtype,
         inputs,
         grad_outputs,
-        kept,
+        *kept,
         *shape,
         *weights,
         *gap,

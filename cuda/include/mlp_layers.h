@@ -4,7 +4,7 @@
 //   backward  dW_l = g_l^T h_l,  db_l = sum g_l,  g_{l-1} = (g_l W_l) where h_l > 0
 //
 // All layers of a tile run before the next tile starts, so that activations and their gradients never leave the
-// second-level cache. Tiles are grouped into chunks whose number depends on n alone; each chunk sums its gradients to
+// second-level cache; the next tile's memory is fetched meanwhile. Tiles are grouped into chunks whose number depends on n alone; each chunk sums its gradients to
 // the weights on its own and the sums are added in order: the result does not depend on threads or timing.
 #pragma once
 #include <cstddef>
@@ -21,12 +21,14 @@ namespace polyfield {
 namespace {
 
 constexpr int MAX_LAYERS = 5;
-constexpr int64_t TILE = 8 * TILE_ROWS;      // samples whose activations share the cache
+constexpr int64_t TILE = 8 * TILE_ROWS;          // samples whose activations share the cache
 constexpr int64_t CHUNKS = 64, MIN_CHUNK = 504;  // pieces of work: at most so many, and not smaller than that
 
 // Memory of one thread, kept between calls: fresh pages would cost more than the arithmetic.
 class Arena {
-  struct Free { void operator()(char* p) const { std::free(p); } };
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
   std::vector<std::unique_ptr<char, Free>> blocks;
   std::size_t size = 0, used = 0, total = 0;
   void grow(std::size_t bytes) {
@@ -44,7 +46,8 @@ class Arena {
     blocks.clear(), total = 0;
     grow(bytes);
   }
-  template <class T> T* take(std::size_t count) {
+  template <class T>
+  T* take(std::size_t count) {
     const std::size_t bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;  // the gap: vector loads may look past the end
     if (blocks.empty() || used + bytes > size) grow(bytes > 65536 ? bytes : 65536);
     char* p = blocks.back().get() + used;
@@ -54,14 +57,16 @@ class Arena {
 };
 
 enum class Use { CALL, TILE };
-template <Use> Arena& fresh_arena() {
+template <Use>
+Arena& fresh_arena() {
   static thread_local Arena arena;
   arena.rewind();
   return arena;
 }
 
 // What the caller gives: parameters in torch's layout, W_l (dims[l + 1], dims[l])
-template <class T> struct Parameters {
+template <class T>
+struct Parameters {
   int layers;
   int dims[MAX_LAYERS + 1];
   const T* weights[MAX_LAYERS];
@@ -69,7 +74,8 @@ template <class T> struct Parameters {
   bool rounded;  // Plain only: operands are rounded to bfloat16
 };
 
-template <class P> struct Net {
+template <class P>
+struct Net {
   using T = typename P::Real;
   using U = typename P::Unit;
   int layers;
@@ -78,6 +84,7 @@ template <class P> struct Net {
   Operand<U> forward[MAX_LAYERS];   // (in, out): the right operand of h W^T
   Operand<U> backward[MAX_LAYERS];  // (out, in): the right operand of g W
   const T* biases[MAX_LAYERS];
+  const U* narrow = nullptr;  // the last layer's weights for narrow_product, where that serves
 
   Net(const Parameters<T>& from, bool with_backward, Arena& arena) : layers(from.layers), rounded(from.rounded) {
     for (int l = 0; l <= layers; ++l) dims[l] = from.dims[l];
@@ -93,6 +100,18 @@ template <class P> struct Net {
         biases[l] = b;
       }
     }
+    pack_narrow(from.weights[layers - 1], arena);
+  }
+  void pack_narrow(const T* w, Arena& arena) {
+    const int in = dims[layers - 1], out = dims[layers], K = units(layers - 1);
+    if (!HAS_NARROW<P> || layers == 1 || out > NARROW_COLUMNS) return;
+    U* to = arena.take<U>(std::size_t(K) * 4);
+    for (int u = 0; u < K; ++u)
+      for (int o = 0; o < 4; ++o) {
+        const T* row = w + o * in + u * P::PAIR;
+        to[u / 4 * 16 + o * 4 + u % 4] = o < out ? P::unit(row[0], row[P::PAIR - 1], rounded) : U(0);
+      }
+    narrow = to;
   }
   // Element (k, j) = w[k * k_step + j * j_step], in units along k, the columns padded with zeros
   Operand<U> pack(int K, int columns, int k_step, int j_step, const T* w, Arena& arena) const {
@@ -122,30 +141,43 @@ inline int64_t chunk_size(int64_t n) {
   return size > MIN_CHUNK ? size : MIN_CHUNK;
 }
 
-// The hidden layers of one tile. keep[l] (l = 1..): where h_l stays as pairs, or null. Returns the last h as rows.
+// The hidden layers h_1 to h_last of one tile. keep[l]: where h_l stays as pairs, or null. Returns h_last as rows.
 template <class P, class U = typename P::Unit>
-Operand<U> hidden_layers(const Net<P>& net, Operand<U> h, int64_t rows, U* const* keep, U* const* swap, bool rows_of_last) {
-  for (int l = 0; l + 1 < net.layers; ++l) {
+Operand<U> hidden_layers(const Net<P>& net, int last, Operand<U> h, int64_t rows, U* const* keep, U* const* swap,
+                         bool rows_of_last, Ahead& ahead) {
+  for (int l = 0; l < last; ++l) {
     const int out = net.dims[l + 1];
     U* to = P::PAIR == 1 && keep[l + 1] ? keep[l + 1] : swap[l % 2];
-    if (P::PAIR > 1 && l + 2 == net.layers && !rows_of_last) to = nullptr;
+    if (P::PAIR > 1 && l + 1 == last && !rows_of_last) to = nullptr;
     const Hidden<P> e{net.biases[l], to, keep[l + 1], net.stride(l + 1), padded(out), net.rounded};
-    product<P>(rows, out, h, net.forward[l], net.units(l), e);
+    product<P>(rows, out, h, net.forward[l], net.units(l), e, ahead);
     h = {to, net.stride(l + 1)};
   }
   return h;
 }
 
-// Where h_l of the samples from `begin` on lies in the buffer that forward fills for backward; layer after layer
-template <class P> typename P::Unit* saved_at(const Net<P>& net, typename P::Unit* saved, int64_t n, int l, int64_t begin) {
-  const int64_t pairs = ceil_div(n, P::PAIR);
-  for (int i = 1; i < l; ++i) saved += pairs * net.dims[i];
-  return saved + begin / P::PAIR * net.dims[l];
-}
+// The hidden layers that forward leaves for backward, as pairs: h_from and deeper, one after the other.
+template <class P>
+struct Saved {
+  using U = typename P::Unit;
+  U* p;
+  int from;  // net.layers: none
+  int64_t n;
+  U* at(const Net<P>& net, int l, int64_t begin) const {
+    U* layer = p;
+    for (int i = from; i < l; ++i) layer += ceil_div(n, P::PAIR) * net.dims[i];
+    return layer + begin / P::PAIR * net.dims[l];
+  }
+  void fetch(const Net<P>& net, int64_t begin, Ahead& ahead) const {
+    for (int l = from; l < net.layers; ++l)
+      ahead.add(at(net, l, begin), TILE / P::PAIR * net.dims[l] * int64_t(sizeof(U)));
+  }
+};
 
 template <class P>
-void forward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs, typename P::Real* outputs,
-                  typename P::Unit* saved, int64_t n) {
+void forward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs,
+                  typename P::Real* outputs, Saved<P> saved, int64_t n) {
+  using T = typename P::Real;
   using U = typename P::Unit;
   const Net<P> net(parameters, false, fresh_arena<Use::CALL>());
   const int in = net.dims[0], out = net.dims[net.layers];
@@ -163,16 +195,27 @@ void forward_pass(const Parameters<typename P::Real>& parameters, const typename
         h = {x, net.stride(0)};
       }
       U* keep[MAX_LAYERS + 1] = {};
-      if (saved)
-        for (int l = 1; l < net.layers; ++l) keep[l] = saved_at(net, saved, n, l, i);
-      h = hidden_layers(net, h, rows, keep, swap, true);
+      for (int l = saved.from; l < net.layers; ++l) keep[l] = saved.at(net, l, i);
+      Ahead ahead;
+      if (i + TILE < end) {
+        ahead.add(inputs + (i + TILE) * in, TILE * in * int64_t(sizeof(T)));
+        saved.fetch(net, i + TILE, ahead);
+      }
+      h = hidden_layers(net, net.layers - 1, h, rows, keep, swap, true, ahead);
       const int last = net.layers - 1;
-      product<P>(rows, out, h, net.forward[last], net.units(last), Dense<P>{net.biases[last], outputs + i * out, out, count, out});
+      if constexpr (HAS_NARROW<P>)
+        if (net.narrow) {
+          narrow_product<P>(count, out, h, net.narrow, net.units(last), net.biases[last], outputs + i * out);
+          continue;
+        }
+      product<P>(rows, out, h, net.forward[last], net.units(last),
+                 Dense<P>{net.biases[last], outputs + i * out, out, count, out}, ahead);
     }
   });
 }
 
-template <class T> struct Gradients {
+template <class T>
+struct Gradients {
   T* inputs;  // each may be null: not wanted
   T* weights[MAX_LAYERS];
   T* biases[MAX_LAYERS];
@@ -184,7 +227,8 @@ template <class T> struct Gradients {
 };
 
 // The sums of one chunk: dW_l (out, padded in), then db_l (padded out)
-template <class P> struct Sums {
+template <class P>
+struct Sums {
   using T = typename P::Real;
   std::size_t weights[MAX_LAYERS], biases[MAX_LAYERS], size = 0;
   explicit Sums(const Net<P>& net) {
@@ -196,18 +240,20 @@ template <class P> struct Sums {
 };
 
 // sums of all chunks, in order -> to
-template <class T> void reduce_row(const T* sums, std::size_t size, int64_t chunks, T* to, int n) {
+template <class T>
+void reduce_row(const T* sums, std::size_t size, int64_t chunks, T* to, int n) {
   for (int j = 0; j < n; ++j) to[j] = 0;
   for (int64_t c = 0; c < chunks; ++c, sums += size)
     for (int j = 0; j < n; ++j) to[j] += sums[j];
 }
 
-template <class P> struct Backward {
+template <class P>
+struct Backward {
   using T = typename P::Real;
   using U = typename P::Unit;
   const Net<P>& net;
   const T *inputs, *grad_outputs;
-  U* saved;  // null: hidden activations are computed again
+  Saved<P> saved;  // the other hidden layers are computed again
   int64_t n;
   const Gradients<T>& grads;
   Sums<P> layout;
@@ -223,15 +269,28 @@ template <class P> struct Backward {
       g_pairs[s] = P::PAIR == 1 ? g_rows[s] : arena.take<U>(rows);
       swap[s] = P::PAIR == 1 ? nullptr : arena.take<U>(rows);
     }
-    for (int l = 1; l < net.layers; ++l) hidden[l] = saved ? nullptr : arena.take<U>(TILE / P::PAIR * net.dims[l]);
+    for (int l = 1; l < net.layers; ++l)
+      hidden[l] = l >= saved.from ? nullptr : arena.take<U>(TILE / P::PAIR * net.dims[l]);
   }
 
   // dW_l += g^T h_l, db_l += sum g
-  void parameters(int l, Operand<U> g, Operand<U> h, int64_t units, T* sums) const {
+  void parameters(int l, Operand<U> g, Operand<U> h, int64_t units, T* sums, Ahead& ahead) const {
     if (grads.weights[l])
-      product<P>(net.dims[l + 1], net.dims[l], g, h, units, Add<P>{sums + layout.weights[l], padded(net.dims[l])});
+      product<P>(net.dims[l + 1], net.dims[l], g, h, units, Add<P>{sums + layout.weights[l], padded(net.dims[l])},
+                 ahead);
     const U one = P::unit(T(1), T(1), net.rounded);
-    if (grads.biases[l]) product<P>(1, net.dims[l + 1], Operand<U>{&one, 0}, g, units, Add<P>{sums + layout.biases[l], 0});
+    if (grads.biases[l])
+      product<P>(1, net.dims[l + 1], Operand<U>{&one, 0}, g, units, Add<P>{sums + layout.biases[l], 0}, ahead);
+  }
+
+  void ahead_of(int64_t begin, Ahead& ahead) const {
+    const int64_t in = net.dims[0] * int64_t(sizeof(T)), out = net.dims[net.layers] * int64_t(sizeof(T));
+    if (grads.inputs) ahead.add(grads.inputs + begin * net.dims[0], (n - begin < TILE ? n - begin : TILE) * in);
+    const int64_t next = begin + TILE, count = n - next < TILE ? n - next : TILE;
+    if (count <= 0) return;
+    ahead.add(inputs + next * net.dims[0], count * in);
+    ahead.add(grad_outputs + next * net.dims[net.layers], count * out);
+    saved.fetch(net, next, ahead);
   }
 
   void tile(int64_t begin, int64_t count, T* sums) const {
@@ -245,27 +304,32 @@ template <class P> struct Backward {
       pairs[0] = {x_pairs, padded(in)};
       x_left = {x_rows, net.stride(0)};
     }
+    Ahead ahead;
+    ahead_of(begin, ahead);
     U* keep[MAX_LAYERS + 1] = {};
     for (int l = 1; l < net.layers; ++l) {
-      keep[l] = saved ? saved_at(net, saved, n, l, begin) : hidden[l];
+      keep[l] = l >= saved.from ? saved.at(net, l, begin) : hidden[l];
       pairs[l] = {keep[l], net.dims[l]};
     }
-    if (!saved) hidden_layers(net, x_left, rows, keep, swap, false);
+    hidden_layers(net, saved.from - 1, x_left, rows, keep, swap, false, ahead);
 
     Operand<U> left{reinterpret_cast<const U*>(grad_outputs + begin * out), out}, right = left;
     if (!net.dense(net.layers)) {
-      convert<P>(grad_outputs + begin * out, count, out, g_rows[0], net.stride(net.layers), g_pairs[0], padded(out), net.rounded);
+      convert<P>(grad_outputs + begin * out, count, out, g_rows[0], net.stride(net.layers), g_pairs[0], padded(out),
+                 net.rounded);
       left = {g_rows[0], net.stride(net.layers)}, right = {g_pairs[0], padded(out)};
     }
     for (int l = net.layers - 1, s = 1; l >= 0; --l, s ^= 1) {
-      parameters(l, right, pairs[l], units, sums);
+      parameters(l, right, pairs[l], units, sums, ahead);
       const int width = net.dims[l];
       const int64_t K = net.units(l + 1);
       if (l == 0) {
-        if (grads.inputs) product<P>(rows, width, left, net.backward[0], K, Dense<P>{nullptr, grads.inputs + begin * in, in, count, in});
+        if (grads.inputs)
+          product<P>(rows, width, left, net.backward[0], K, Dense<P>{nullptr, grads.inputs + begin * in, in, count, in},
+                     ahead);
       } else {
         const Gated<P> e{pairs[l].p, pairs[l].ld, g_rows[s], g_pairs[s], net.stride(l), width, net.rounded};
-        product<P>(rows, width, left, net.backward[l], K, e);
+        product<P>(rows, width, left, net.backward[l], K, e, ahead);
         left = {g_rows[s], net.stride(l)}, right = {g_pairs[s], width};
       }
     }
@@ -274,7 +338,8 @@ template <class P> struct Backward {
 
 template <class P>
 void backward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs,
-                   const typename P::Real* grad_outputs, typename P::Unit* saved, const Gradients<typename P::Real>& grads, int64_t n) {
+                   const typename P::Real* grad_outputs, Saved<P> saved, const Gradients<typename P::Real>& grads,
+                   int64_t n) {
   using T = typename P::Real;
   Arena& call_arena = fresh_arena<Use::CALL>();
   const Net<P> net(parameters, true, call_arena);
@@ -303,21 +368,21 @@ void backward_pass(const Parameters<typename P::Real>& parameters, const typenam
 // ---- entry points: one list of arguments for every arithmetic; what is absent is null -------------------------------
 
 template <class P, class T = typename P::Real>
-void mlp_forward(const T* inputs, T* outputs, void* saved, int64_t n, int layers, int rounded, int d0, int d1, int d2, int d3, int d4,
-                 int d5, const T* w0, const T* w1, const T* w2, const T* w3, const T* w4, const T* b0, const T* b1, const T* b2,
-                 const T* b3, const T* b4) {
+void mlp_forward(const T* inputs, T* outputs, void* saved, int saved_from, int64_t n, int layers, int rounded, int d0,
+                 int d1, int d2, int d3, int d4, int d5, const T* w0, const T* w1, const T* w2, const T* w3,
+                 const T* w4, const T* b0, const T* b1, const T* b2, const T* b3, const T* b4) {
   const Parameters<T> p{layers, {d0, d1, d2, d3, d4, d5}, {w0, w1, w2, w3, w4}, {b0, b1, b2, b3, b4}, rounded != 0};
-  forward_pass<P>(p, inputs, outputs, static_cast<typename P::Unit*>(saved), n);
+  forward_pass<P>(p, inputs, outputs, Saved<P>{static_cast<typename P::Unit*>(saved), saved_from, n}, n);
 }
 
 template <class P, class T = typename P::Real>
-void mlp_backward(const T* inputs, const T* grad_outputs, void* saved, int64_t n, int layers, int rounded, int d0, int d1, int d2, int d3,
-                  int d4, int d5, const T* w0, const T* w1, const T* w2, const T* w3, const T* w4, const T* b0, const T* b1, const T* b2,
-                  const T* b3, const T* b4, T* grad_inputs, T* gw0, T* gw1, T* gw2, T* gw3, T* gw4, T* gb0, T* gb1, T* gb2, T* gb3,
-                  T* gb4) {
+void mlp_backward(const T* inputs, const T* grad_outputs, void* saved, int saved_from, int64_t n, int layers,
+                  int rounded, int d0, int d1, int d2, int d3, int d4, int d5, const T* w0, const T* w1, const T* w2,
+                  const T* w3, const T* w4, const T* b0, const T* b1, const T* b2, const T* b3, const T* b4,
+                  T* grad_inputs, T* gw0, T* gw1, T* gw2, T* gw3, T* gw4, T* gb0, T* gb1, T* gb2, T* gb3, T* gb4) {
   const Parameters<T> p{layers, {d0, d1, d2, d3, d4, d5}, {w0, w1, w2, w3, w4}, {b0, b1, b2, b3, b4}, rounded != 0};
   const Gradients<T> g{grad_inputs, {gw0, gw1, gw2, gw3, gw4}, {gb0, gb1, gb2, gb3, gb4}};
-  backward_pass<P>(p, inputs, grad_outputs, static_cast<typename P::Unit*>(saved), g, n);
+  backward_pass<P>(p, inputs, grad_outputs, Saved<P>{static_cast<typename P::Unit*>(saved), saved_from, n}, g, n);
 }
 
 }  // namespace
