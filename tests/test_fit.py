@@ -1,0 +1,236 @@
+"""The main job on the built-in scene: it learns, repeats itself to the bit, resumes, and survives what users do to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from polyfield.apps.__main__ import main
+from polyfield.apps.api import fit_scene
+from polyfield.apps.errors import UserError
+from polyfield.apps.fit import Budget, NotFiniteError, fit
+from polyfield.apps.fit_reports import Checkpoints
+from polyfield.apps.fit_run import Options
+from polyfield.apps.recipes import ngp
+from polyfield.apps.run import open_run
+from polyfield.datasets.scene import open_scene
+from polyfield.fields.encodings import HashGridConfig
+from polyfield.fields.radiance_grid import RadianceGridConfig
+
+SMALL = replace(
+    ngp.Config(),
+    field=RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=14, finest_resolution=512)),
+    occupancy=ngp.OccupancyConfig(resolution=64),
+    samples_per_step=8192,
+)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return open_scene("demo", downscale=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, made once through the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    options = ["--steps", "400", "--downscale", "2", "--preview-every", "1", "--checkpoint-every", "2"]
+    assert main(["fit", "ngp", "demo", "--run", str(folder), *options]) == 0
+    return folder
+
+
+def parameters(job):
+    return {name: p.detach().clone() for name, p in job.field.named_parameters()}
+
+
+def test_a_run_is_complete(run):
+    names = {p.name for p in run.iterdir()}
+    assert {"config.json", "scene.safetensors", "checkpoints", "log.jsonl", "previews"} <= names
+    assert list((run / "previews").glob("step_*.png"))
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["psnr"] > rows[0]["psnr"]
+    assert not list(run.rglob("*.part"))
+
+
+def test_evaluate_and_the_quality_of_a_short_fit(run):
+    assert main(["evaluate", str(run)]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert len(metrics["views"]) == len(open_scene("demo", downscale=4).test)
+    assert metrics["psnr"] == pytest.approx(sum(v["psnr"] for v in metrics["views"]) / len(metrics["views"]))
+    assert metrics["psnr"] > 24
+    assert metrics["ssim"] > 0.8
+    assert (run / "contact_sheet.png").stat().st_size > 10_000
+
+
+def test_extract(run, tmp_path):
+    from polyfield import load_mesh
+    from polyfield.geometry.metrics import chamfer
+
+    for ending in ("ply", "glb", "obj"):
+        path = tmp_path / f"mesh.{ending}"
+        options = ["--resolution", "96", "--target-faces", "20000"]
+        assert main(["extract", str(run), "--output", str(path), *options]) == 0
+        mesh = load_mesh(path)
+        assert 1000 < len(mesh.faces) <= 21000
+        assert mesh.colors is not None
+    opened = open_run(run)
+    truth = opened.scene().mesh
+    world = opened.asked.facts.matrix
+    truth = replace(truth, vertices=(truth.vertices.double() @ world[:3, :3].double().T + world[:3, 3].double()).float())
+    diagonal = float((truth.vertices.amax(0) - truth.vertices.amin(0)).norm())
+    mesh = load_mesh(tmp_path / "mesh.ply")
+    assert float(chamfer(mesh, truth)) < 0.05 * diagonal
+
+
+def test_extract_refuses_what_cannot_be(run, tmp_path, capsys):
+    assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--level", "1e30"]) == 2
+    assert "level" in capsys.readouterr().err
+    assert main(["extract", str(run), "--output", str(tmp_path / "mesh.doc"), "--resolution", "32"]) == 2
+    assert "mesh.doc" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_render_every_channel(run, tmp_path):
+    from PIL import Image
+
+    channels = ["--channels", "color", "depth", "normal", "alpha"]
+    assert main(["render", str(run), "--output", str(tmp_path / "out"), "--width", "48", *channels]) == 0
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert len(files) == 4 * len(open_scene("demo", downscale=4).test)
+    assert Image.open(tmp_path / "out" / files[0]).size == (48, 48)
+    assert main(["render", str(run), "--views", "orbit", "--frames", "3", "--width", "32", "--output", str(tmp_path / "o.mp4")]) == 0
+    assert (tmp_path / "o.mp4").stat().st_size > 500
+
+
+def test_a_run_folder_that_exists_is_left_alone(run, capsys):
+    before = (run / "config.json").read_bytes()
+    assert main(["fit", "ngp", "demo", "--run", str(run)]) == 2
+    assert "exists; go on with --resume, replace it with --overwrite" in capsys.readouterr().err
+    assert main(["fit", "ngp", "/nowhere", "--run", str(run), "--overwrite"]) == 2
+    assert (run / "config.json").read_bytes() == before
+    assert (run / "scene.safetensors").is_file()
+
+
+def test_a_folder_that_is_no_run_is_never_replaced(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["fit", "ngp", "demo", "--run", str(tmp_path), "--overwrite"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_equal_seeds_give_equal_fits(scene):
+    found = []
+    for seed in (5, 5, 6):
+        job = SMALL.build(scene, seed)
+        fit(job, Budget(steps=40), SMALL.after_step())
+        found.append(parameters(job))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path):
+    straight, first, second = (SMALL.build(scene, seed) for seed in (1, 1, 2))
+    fit(straight, Budget(steps=60), SMALL.after_step())
+    fit(first, Budget(steps=60), SMALL.after_step(), stop=lambda: first.step >= 37)
+    Checkpoints(tmp_path, 1.0).save(first)
+    Checkpoints(tmp_path, 1.0).restore(second)
+    assert second.step == 37
+    fit(second, Budget(steps=60), SMALL.after_step())
+    a, b = parameters(straight), parameters(second)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.0, 4.0])
+def test_killed_at_any_moment_it_resumes(tmp_path, delay):
+    folder = tmp_path / "run"
+    options = ["demo", "--run", str(folder), "--downscale", "4", "--checkpoint-every", "0.3", "--samples-per-step", "4096"]
+    command = [sys.executable, "-m", "polyfield.apps", "fit", "ngp", *options]
+    process = subprocess.Popen([*command, "--steps", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while not (folder / "config.json").is_file() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = sorted((folder / "checkpoints").glob("step_*")) if (folder / "checkpoints").is_dir() else []
+    reached = int(saved[-1].stem.split("_")[1]) if saved else 0
+    assert main(["fit", "ngp", *options, "--steps", str(reached + 5), "--resume"]) == 0
+    assert open_run(folder).step == reached + 5
+
+
+def test_an_interrupt_leaves_a_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "polyfield.apps", "fit", "ngp", "demo", "--run", str(folder), "--downscale", "4", "--steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 120
+    while not (folder / "log.jsonl").is_file() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert open_run(folder).step > 0
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(scene, tmp_path):
+    job = SMALL.build(scene, 0)
+    checkpoints = Checkpoints(tmp_path, 1e9)
+    fit(job, Budget(steps=5), SMALL.after_step())
+    checkpoints.save(job)
+    job.losses = {**job.losses, "broken": lambda step: step.render.pixels.colors.sum() * (float("nan") if step.index >= 7 else 0.0)}
+    before_nan = []
+    with pytest.raises(NotFiniteError, match=r"fit: loss 'broken': expected a finite number at step 7, got nan"):
+        fit(job, Budget(steps=20), [*SMALL.after_step(), lambda report: before_nan.append(parameters(job))])
+    after = parameters(job)
+    assert all(torch.equal(before_nan[-1][name], after[name]) for name in after), "the bad step changes nothing"
+    with torch.no_grad():
+        next(iter(job.field.parameters())).fill_(float("nan"))
+    checkpoints.save(job)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.safetensors"]
+
+
+def test_every_background_and_the_exposure_fit(scene):
+    for background in ngp.Background:
+        config = replace(SMALL, background=background, exposure=True, distortion=replace(SMALL.distortion, weight=0.01))
+        job = config.build(scene)
+        fit(job, Budget(steps=3), config.after_step())
+        assert job.step == 3
+        assert job.exposure.log_gains.abs().max() > 0
+
+
+def test_exposure_finds_a_photograph_that_is_too_dark(scene):
+    dark = replace(scene.train[0], colors=(scene.train[0].colors.float() * 0.5).to(torch.uint8))
+    changed = scene.with_frames((dark, *scene.train[1:]))
+    config = replace(SMALL, exposure=True, background=ngp.Background.BLACK)
+    job = config.build(changed)
+    fit(job, Budget(steps=250), config.after_step())
+    gains = (job.exposure.log_gains - job.exposure.log_gains.mean(0)).exp().mean(-1)
+    assert gains[0] < gains[1:].min()
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(UserError, match="--threads: expected a positive number, got 0"):
+        fit_scene("demo", run=tmp_path / "x", threads=0)
+    assert not (tmp_path / "x").exists()
+    assert Options().run is None
+
+
+def test_a_scene_without_training_views(scene):
+    with pytest.raises(ValueError, match="expected at least one training view"):
+        SMALL.build(scene.with_frames(scene.test))
+
+
+def test_the_example_runs(tmp_path):
+    from pathlib import Path
+
+    script = Path(__file__).resolve().parents[1] / "examples" / "00_fit_and_mesh.py"
+    assert len(script.read_text().splitlines()) <= 60
+    subprocess.run([sys.executable, str(script), "demo", "6"], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "runs/example/mesh.glb").stat().st_size > 10_000
