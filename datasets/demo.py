@@ -21,7 +21,7 @@ from ..geometry.cameras import Camera
 from ..geometry.transforms import look_at, similarity, similarity_inverse, transform_points, transform_poses
 from ..geometry.types import Aabb, Mesh
 from . import images
-from .demo_shapes import MISS, Capsule, Cylinder, RoundedBox, Solid, Sphere, Torus
+from .demo_shapes import MISS, Capsule, Cylinder, RoundedBox, Solid, Sphere, Torus, dot, length, vector
 from .scene import Frame, LoadOptions, Scene, SceneError, Split
 
 VIEWS = 69
@@ -65,13 +65,16 @@ def render_demo(views: int = VIEWS, size: int = SIZE, hold_out: int = 8) -> Scen
     scene_to_world = similarity(HALF, torch.eye(3, dtype=torch.float64), torch.tensor(CENTER, dtype=torch.float64))
     to_scene = similarity_inverse(scene_to_world)
     all_parts = parts()
-    frames = []
-    for i, pose in enumerate(view_poses(views)):
+
+    def render(numbered: tuple[int, Tensor]) -> Frame:
+        i, pose = numbered
         world = Camera.perspective(size, size, 0.74, pose)
         in_scene = Camera(world.K, transform_poses(to_scene, pose.double()).float(), size, size)
         split = Split.TEST if hold_out > 0 and i % hold_out == 0 else Split.TRAIN
         colors, alphas, depths, normals = render_view(all_parts, world)
-        frames.append(Frame(f"view_{i:03d}", in_scene, colors, split, alphas, None, depths / HALF, normals.half()))
+        return Frame(f"view_{i:03d}", in_scene, colors, split, alphas, None, depths / HALF, normals.half())
+
+    frames = images.in_threads(render, list(enumerate(view_poses(views))))
     mesh = demo_mesh(all_parts)
     mesh = Mesh(transform_points(to_scene.float(), mesh.vertices), mesh.faces, mesh.normals, mesh.colors)
     return Scene("demo", tuple(frames), scene_to_world, Aabb.cube(1.0), cascades=1, near=0.1, mesh=mesh)
@@ -86,7 +89,7 @@ def view_poses(views: int) -> Tensor:
     flat = (1 - height * height).sqrt()
     outward = torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), height], -1)
     target = torch.tensor([0.0, 0.0, 0.32], dtype=torch.float64)
-    eye = target + outward * (3.75 + 0.2 * (i * 1.7).sin())[:, None]
+    eye = target + outward * (3.95 + 0.1 * (i * 1.7).sin())[:, None]
     return look_at(eye, target.expand_as(eye), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)).float()
 
 
@@ -112,14 +115,13 @@ def trace(all_parts: list[Part], origin: Tensor, directions: Tensor) -> tuple[Te
     nearest = torch.full_like(directions[:, 0], MISS)
     which = torch.full(nearest.shape, -1, dtype=torch.int64)
     for i, part in enumerate(all_parts):
-        solid = part.solid
-        to_center = origin.new_tensor(solid.bound_center) - origin
-        along = directions @ to_center
-        reach = float(to_center.square().sum()) - solid.bound_radius**2
-        index = ((along > 0) & (along * along > reach)).nonzero()[:, 0]
+        to_center = vector(part.solid.bound_center) - origin
+        # A ray meets the bounding sphere if its way along the axis exceeds the tangent's length.
+        tangent = math.sqrt(max(float(to_center.square().sum()) - part.solid.bound_radius**2, 0.0))
+        index = (directions @ to_center > tangent).nonzero()[:, 0]
         if not len(index):
             continue
-        t = solid.hit(origin, directions[index])
+        t = part.solid.hit(origin, directions[index])
         closer = t < nearest[index]
         index = index[closer]
         nearest[index], which[index] = t[closer], i
@@ -127,120 +129,147 @@ def trace(all_parts: list[Part], origin: Tensor, directions: Tensor) -> tuple[Te
 
 
 def render_view(all_parts: list[Part], camera: Camera) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colours (H, W, 3) and alphas (H, W) uint8; depths (H, W) along the ray and normals (H, W, 3), 0 where empty."""
+    """Colours (H, W, 3) and alphas (H, W) uint8; depths (H, W) along the ray and normals (H, W, 3), 0 where empty.
+
+    Light and sky, which vary smoothly, are looked up once per pixel and part; texture and gloss once per sample. All
+    samples of a view are traced at once: Python's share is small, and views can be rendered on several threads.
+    """
     size = (camera.height, camera.width)
     centers = camera.pixel_centers()
-    total, covered = torch.zeros(len(centers), 3), torch.zeros(len(centers))
-    for offset in SUBPIXELS:
-        rays = camera.rays(centers - 0.5 + torch.tensor(offset))
-        depths, which = trace(all_parts, camera.position, rays.directions)
-        hits = (which >= 0).nonzero()[:, 0]
-        directions = rays.directions[hits]
-        points = camera.position + depths[hits][:, None] * directions
-        total[hits] += shade(all_parts, points, which[hits], -directions)[0]
-        covered[hits] += 1
+    count = len(centers)
+    samples = torch.cat([centers, *(centers - 0.5 + torch.tensor(offset) for offset in SUBPIXELS)])
+    directions = camera.rays(samples).directions
+    depths, which = trace(all_parts, camera.position, directions)
+    hits = (which >= 0).nonzero()[:, 0]
+    directions = directions[hits]
+    surface = Surface.at(all_parts, camera.position + depths[hits][:, None] * directions, which[hits])
+    pixel = hits % count
+    own = ((hits < count) | (which[hits] != which[pixel])).nonzero()[:, 0]
+    light = torch.zeros(5 * count, 2)
+    light[hits[own]] = lighting(all_parts, surface.subset(own))
+    source = pixel.clone()
+    source[own] = hits[own]
+    shaded = torch.zeros(5 * count, 3)
+    shaded[hits] = shade(surface, light[source], -directions)
+    covered = (which >= 0).view(5, count)[1:].sum(0)
+    total = shaded.view(5, count, 3)[1:].sum(0)
     colors = (total / covered.clamp_min(1)[:, None] * 255 + 0.5).byte().reshape(*size, 3)
     alphas = (covered * (255 / len(SUBPIXELS)) + 0.5).byte().reshape(size)
-    rays = camera.rays()
-    depths, which = trace(all_parts, camera.position, rays.directions)
-    normals = torch.zeros(len(centers), 3)
-    for i, part in enumerate(all_parts):
-        index = (which == i).nonzero()[:, 0]
-        if len(index):
-            normals[index] = part.solid.normal(camera.position + depths[index][:, None] * rays.directions[index])
-    return colors, alphas, depths.where(which >= 0, torch.zeros(())).reshape(size), normals.reshape(*size, 3)
+    normals = torch.zeros(5 * count, 3)
+    normals[hits] = surface.normals
+    depths = torch.where(which >= 0, depths, 0.0)[:count]
+    return colors, alphas, depths.reshape(size), normals[:count].reshape(*size, 3)
 
 
-def shade(all_parts: list[Part], points: Tensor, which: Tensor, to_eye: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Surface points (N, 3), their parts (N,) and unit directions to the eye -> sRGB (N, 3) in [0, 1] and normals.
+@dataclass(frozen=True)
+class Surface:
+    """Points on the solids and what the parts look like there."""
 
-    Lambert under a soft light and a sky, darkened near contact; Phong (1975) highlights and Schlick (1994) reflections of
-    the sky, both left out if ``to_eye`` is None.
+    points: Tensor  # (N, 3) world
+    which: Tensor  # (N,) part
+    normals: Tensor  # (N, 3)
+    albedo: Tensor  # (N, 3) linear
+    looks: Tensor  # (N, 3) gloss, sharpness, metal
+
+    @staticmethod
+    def at(all_parts: list[Part], points: Tensor, which: Tensor) -> Surface:
+        """Look the parts up."""
+        normals, albedo, looks = (torch.empty_like(points) for _ in range(3))
+        for i, part in enumerate(all_parts):
+            index = (which == i).nonzero()[:, 0]
+            if len(index):
+                at = points[index]
+                normals[index], albedo[index] = part.solid.normal(at), part.albedo(at)
+                looks[index] = torch.tensor([part.gloss, part.sharpness, float(part.metal)])
+        return Surface(points, which, normals, albedo, looks)
+
+    def subset(self, index: Tensor) -> Surface:
+        """Some of the points."""
+        return Surface(*(v[index] for v in (self.points, self.which, self.normals, self.albedo, self.looks)))
+
+
+def lighting(all_parts: list[Part], surface: Surface) -> Tensor:
+    """(N, 2) the shares of the light and of the sky that reach the points."""
+    return torch.stack([_light_seen(all_parts, surface), _sky_seen(all_parts, surface)], -1)
+
+
+def shade(surface: Surface, light: Tensor, to_eye: Tensor | None) -> Tensor:
+    """A surface under ``light`` (N, 2) seen from unit directions (N, 3) -> sRGB (N, 3) in [0, 1].
+
+    Lambert under a soft light and a sky, darkened near contact; Phong (1975) highlights and reflections of the sky with
+    Schlick's Fresnel term (1994), both left out if ``to_eye`` is None.
     """
-    normals, albedo = torch.empty_like(points), torch.empty_like(points)
-    gloss, sharpness, metal = (
-        torch.empty_like(points[:, 0]),
-        torch.empty_like(points[:, 0]),
-        torch.empty_like(points[:, 0]),
-    )
-    for i, part in enumerate(all_parts):
-        index = (which == i).nonzero()[:, 0]
-        if not len(index):
-            continue
-        at = points[index]
-        normals[index], albedo[index] = part.solid.normal(at), part.albedo(at)
-        gloss[index], sharpness[index], metal[index] = part.gloss, part.sharpness, float(part.metal)
-    light = normalize(points.new_tensor(LIGHT), dim=0)
-    facing = normals @ light
-    lit = _visibility(all_parts, points, which, normals, light, facing)
-    open_sky = _open_sky(all_parts, points, normals)
-    direct = facing.clamp_min(0) * lit
-    sky = 0.25 + 0.10 * normals[:, 2]
-    warm, cool = points.new_tensor([1.0, 0.95, 0.86]), points.new_tensor([0.90, 0.96, 1.10])
+    normals, toward = surface.normals, normalize(vector(LIGHT), dim=0)
+    gloss, sharpness, metal = surface.looks.unbind(-1)
+    lit, open_sky = light.unbind(-1)
+    direct = (normals @ toward).clamp_min(0) * lit
+    sky = (0.25 + 0.10 * normals[:, 2]) * open_sky
+    warm, cool = vector((1.0, 0.95, 0.86)), vector((0.90, 0.96, 1.10))
     matte = (1 - 0.75 * metal)[:, None]
-    color = albedo * matte * (0.85 * direct[:, None] * warm + (sky * open_sky)[:, None] * cool)
+    color = surface.albedo * matte * (0.85 * direct[:, None] * warm + sky[:, None] * cool)
     if to_eye is not None:
-        cosine = (normals * to_eye).sum(-1).clamp(0, 1)
+        cosine = dot(normals, to_eye).clamp(0, 1)
         mirrored = 2 * cosine[:, None] * normals - to_eye
-        fresnel = gloss + (1 - gloss) * (1 - cosine) ** 5 * (gloss > 0)
-        tint = torch.where(metal[:, None] > 0, albedo, torch.ones_like(albedo))
-        highlight = (mirrored @ light).clamp_min(0) ** sharpness * lit * (gloss * 6).clamp_max(1.2)
+        fresnel = gloss + (1 - gloss) * (1 - cosine) ** 5
+        tint = torch.where(metal[:, None] > 0, surface.albedo, 1.0)
+        highlight = (mirrored @ toward).clamp_min(0) ** sharpness * lit * (gloss * 6).clamp_max(1.2)
         panel = torch.sigmoid((mirrored[:, 2] - 0.25) * 9)  # a bright sky above a dark horizon
         color = color + tint * (highlight[:, None] * warm + (fresnel * panel * open_sky * 0.8)[:, None] * cool)
-    return color.clamp(0, 1) ** (1 / 2.2), normals
+    return color.clamp(0, 1) ** (1 / 2.2)
 
 
 def demo_mesh(all_parts: list[Part], segments: int = 144) -> Mesh:
     """The surface of all solids: their tessellations without what lies inside another; matte colours."""
-    vertices, faces, normals, colors = [], [], [], []
-    count = 0
-    for i, part in enumerate(all_parts):
+
+    def tessellate(numbered: tuple[int, Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        i, part = numbered
         v, f = part.solid.triangles(segments)
         middle = v[f].mean(1)
         others = [p.solid.distance(middle) for j, p in enumerate(all_parts) if j != i]
-        f = f[torch.stack(others).amin(0) > -1e-4]
-        which = torch.full((len(v),), i)
-        srgb, n = shade(all_parts, v + 1e-4 * part.solid.normal(v), which, None)
-        vertices, faces, normals, colors = [*vertices, v], [*faces, f + count], [*normals, n], [*colors, srgb]
-        count += len(v)
+        surface = Surface.at(all_parts, v + 1e-4 * part.solid.normal(v), torch.full((len(v),), i))
+        colors = shade(surface, lighting(all_parts, surface), None)
+        return v, f[torch.stack(others).amin(0) > -1e-4], surface.normals, colors
+
+    vertices, faces, normals, colors = zip(*images.in_threads(tessellate, list(enumerate(all_parts))), strict=True)
+    counts = torch.tensor([0] + [len(v) for v in vertices]).cumsum(0)
+    faces = [f + first for f, first in zip(faces, counts, strict=False)]
     return Mesh(torch.cat(vertices), torch.cat(faces), torch.cat(normals), torch.cat(colors))
 
 
-def _visibility(
-    all_parts: list[Part], points: Tensor, which: Tensor, normals: Tensor, light: Tensor, facing: Tensor
-) -> Tensor:
+def _light_seen(all_parts: list[Part], surface: Surface) -> Tensor:
     """(N,) how much of the light is seen, from how closely each solid comes to the ray towards it."""
-    result = torch.ones_like(facing)
-    lit = facing > 0
+    points, light = surface.points, normalize(vector(LIGHT), dim=0)
+    lit = surface.normals @ light > 0
+    result = torch.ones_like(points[:, 0])
     for i, part in enumerate(all_parts):
         solid = part.solid
         if isinstance(solid, Cylinder):
             continue  # the table shades nothing that faces the light
-        to_center = points.new_tensor(solid.bound_center) - points
+        to_center = vector(solid.bound_center) - points
         along = to_center @ light
-        gap = (to_center.square().sum(-1) - along * along).clamp_min(0).sqrt() - solid.bound_radius
+        gap = (dot(to_center, to_center) - along * along).clamp_min(0).sqrt() - solid.bound_radius
         near = lit & (along > -solid.bound_radius) & (gap < 2 * LIGHT_TANGENT * along.clamp_min(0.05))
         if isinstance(solid, (Sphere, RoundedBox, Capsule)):
-            near &= which != i  # convex: never shades itself where it faces the light
+            near &= surface.which != i  # convex: never shades itself where it faces the light
         index = near.nonzero()[:, 0]
         if not len(index):
             continue
-        at = points[index] + 0.004 * normals[index]
+        at = points[index] + 0.004 * surface.normals[index]
         share = (0.5 + solid.openness(at, light) / (2 * LIGHT_TANGENT)).clamp(0, 1)
         result[index] *= share * share * (3 - 2 * share)
     return result
 
 
-def _open_sky(all_parts: list[Part], points: Tensor, normals: Tensor) -> Tensor:
+def _sky_seen(all_parts: list[Part], surface: Surface) -> Tensor:
     """(N,) ambient occlusion: how far the distance to the solids lags behind the distance gone along the normal."""
-    result = torch.ones_like(points[:, 0])
+    result = torch.ones_like(surface.points[:, 0])
     for step, weight in ((0.05, 3.0), (0.14, 1.8)):
-        at = points + step * normals
+        at = surface.points + step * surface.normals
         gap = torch.full_like(result, step)
         for part in all_parts:
             if not isinstance(part.solid, Capsule):
                 near = part.solid.bound_radius + step
-                index = ((at - at.new_tensor(part.solid.bound_center)).square().sum(-1) < near * near).nonzero()[:, 0]
+                index = (length(at - vector(part.solid.bound_center)) < near).nonzero()[:, 0]
                 gap[index] = torch.minimum(gap[index], part.solid.distance(at[index]))
         result -= weight * (step - gap)
     return result.clamp(0.25, 1)

@@ -10,12 +10,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 Vector = tuple[float, float, float]
 MISS = math.inf
+
+
+@lru_cache(maxsize=256)
+def vector(values: Vector) -> Tensor:
+    """(3,) float32, made once."""
+    return torch.tensor(values)
 
 
 class Solid(ABC):
@@ -32,32 +39,9 @@ class Solid(ABC):
     def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
         """Vertices (V, 3) on the surface and faces (F, 3), counter-clockwise seen from outside."""
 
+    @abstractmethod
     def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
-        """Unit directions (N, 3) that meet the bounding sphere -> (N,) distance to the first point, or infinity."""
-        entry, leave = _sphere_span(origin, directions, self.bound_center, self.bound_radius)
-        t, far = entry.clamp_min(0), leave
-        result = torch.full_like(t, MISS)
-        index = torch.arange(len(t))
-        d = directions
-        for _ in range(24):
-            for _ in range(6):
-                t = t + self.distance(origin + t[:, None] * d)
-            gap = self.distance(origin + t[:, None] * d)
-            done = gap < 1e-5
-            result[index[done]] = t[done] + gap[done]
-            left = ~done & (t < far)
-            if not bool(left.any()):
-                break
-            index, t, far, d = index[left], t[left], far[left], d[left]
-        found = result < MISS
-        if bool(found.any()):  # distance along the ray = gap / cosine of incidence
-            t, d = result[found], directions[found]
-            for _ in range(2):
-                p = origin + t[:, None] * d
-                cosine = -(self.normal(p) * d).sum(-1)
-                t = t + self.distance(p) / cosine.clamp_min(0.05)
-            result[found] = t
-        return result
+        """From a point (3,) along unit directions (N, 3) -> (N,) distance to the first point met, or infinity."""
 
     def normal(self, p: Tensor) -> Tensor:
         """(N, 3) near the surface -> (N, 3) outward unit normals."""
@@ -68,7 +52,7 @@ class Solid(ABC):
 
     def openness(self, p: Tensor, light: Tensor) -> Tensor:
         """(N,) the least angle (tangent) by which a ray from p (N, 3) towards ``light`` clears the solid; <= 0: blocked."""
-        along = (p.new_tensor(self.bound_center) - p) @ light
+        along = (vector(self.bound_center) - p) @ light
         t, leave = (along - self.bound_radius).clamp_min(0.03), (along + self.bound_radius).clamp_min(0.03)
         least = torch.full_like(t, MISS)
         smallest = 0.06 * self.bound_radius
@@ -95,18 +79,18 @@ class Sphere(Solid):
         return self.radius
 
     def distance(self, p: Tensor) -> Tensor:
-        return (p - p.new_tensor(self.center)).norm(dim=-1) - self.radius
+        return length(p - vector(self.center)) - self.radius
 
     def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
         return _sphere_span(origin, directions, self.center, self.radius)[0]
 
     def normal(self, p: Tensor) -> Tensor:
-        return (p - p.new_tensor(self.center)) / self.radius
+        return torch.nn.functional.normalize(p - vector(self.center), dim=-1)
 
     def openness(self, p: Tensor, light: Tensor) -> Tensor:
-        to_center = p.new_tensor(self.center) - p
+        to_center = vector(self.center) - p
         along = to_center @ light
-        across = ((to_center * to_center).sum(-1) - along * along).clamp_min(0).sqrt() - self.radius
+        across = (dot(to_center, to_center) - along * along).clamp_min(0).sqrt() - self.radius
         return torch.where(along > 0, across / along.clamp_min(1e-6), MISS)
 
     def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
@@ -131,25 +115,25 @@ class Capsule(Solid):
         return math.dist(self.a, self.b) / 2 + self.radius
 
     def _nearest(self, p: Tensor) -> Tensor:
-        a, b = p.new_tensor(self.a), p.new_tensor(self.b)
+        a, b = vector(self.a), vector(self.b)
         share = ((p - a) @ (b - a) / (b - a).square().sum()).clamp(0, 1)
         return a + share[:, None] * (b - a)
 
     def distance(self, p: Tensor) -> Tensor:
-        return (p - self._nearest(p)).norm(dim=-1) - self.radius
+        return length(p - self._nearest(p)) - self.radius
 
     def normal(self, p: Tensor) -> Tensor:
-        return (p - self._nearest(p)) / self.radius
+        return torch.nn.functional.normalize(p - self._nearest(p), dim=-1)
 
     def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
-        a, b = origin.new_tensor(self.a), origin.new_tensor(self.b)
+        a, b = vector(self.a), vector(self.b)
         axis = b - a
         length = axis.square().sum()
         from_a = origin - a
         slope, start = directions @ axis / length, from_a @ axis / length
         # Quadratic of the infinite cylinder: components across the axis.
         d, o = directions - slope[:, None] * axis, from_a - start * axis
-        qa, qb, qc = d.square().sum(-1).clamp_min(1e-12), d @ o, o.square().sum() - self.radius**2
+        qa, qb, qc = dot(d, d).clamp_min(1e-12), d @ o, o.square().sum() - self.radius**2
         root = qb * qb - qa * qc
         t = (-qb - root.clamp_min(0).sqrt()) / qa
         at = start + t * slope
@@ -162,7 +146,7 @@ class Capsule(Solid):
 
     def openness(self, p: Tensor, light: Tensor) -> Tensor:
         """Where the ray and the segment come nearest to each other."""
-        a, b = p.new_tensor(self.a), p.new_tensor(self.b)
+        a, b = vector(self.a), vector(self.b)
         axis = b - a
         from_a = p - a
         bb, ld, fl, fa = axis.square().sum(), light @ axis, from_a @ light, from_a @ axis
@@ -199,13 +183,13 @@ class Cylinder(Solid):
         return math.hypot(self.radius, self.half_height)
 
     def distance(self, p: Tensor) -> Tensor:
-        q = p - p.new_tensor(self.center)
+        q = p - vector(self.center)
         across = torch.hypot(q[:, 0], q[:, 1]) - self.radius
         along = q[:, 2].abs() - self.half_height
         return torch.hypot(across.clamp_min(0), along.clamp_min(0)) + torch.maximum(across, along).clamp_max(0)
 
     def normal(self, p: Tensor) -> Tensor:
-        q = p - p.new_tensor(self.center)
+        q = p - vector(self.center)
         across = torch.hypot(q[:, 0], q[:, 1])
         cap = q[:, 2].abs() - self.half_height > across - self.radius
         zero = torch.zeros_like(across)
@@ -213,7 +197,7 @@ class Cylinder(Solid):
         return torch.where(cap[:, None], torch.stack([zero, zero, q[:, 2].sign()], -1), side)
 
     def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
-        o = origin - origin.new_tensor(self.center)
+        o = origin - vector(self.center)
         x, y, z = directions.unbind(-1)
         z = torch.where(z.abs() < 1e-9, 1e-9, z)
         t_low, t_high = (-self.half_height - o[2]) / z, (self.half_height - o[2]) / z
@@ -254,25 +238,56 @@ class Torus(Solid):
         return self.ring + self.tube
 
     def _parts(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        axis = p.new_tensor(self.axis)
-        q = p - p.new_tensor(self.center)
+        axis = vector(self.axis)
+        q = p - vector(self.center)
         height = q @ axis
         flat = q - height[:, None] * axis
         return height, flat, flat.norm(dim=-1)
 
     def distance(self, p: Tensor) -> Tensor:
-        q = p - p.new_tensor(self.center)
-        height = q @ p.new_tensor(self.axis)
-        across = (q.square().sum(-1) - height * height).clamp_min(0).sqrt()
+        q = p - vector(self.center)
+        height = q @ vector(self.axis)
+        across = (dot(q, q) - height * height).clamp_min(0).sqrt()
         return torch.hypot(across - self.ring, height) - self.tube
 
     def normal(self, p: Tensor) -> Tensor:
         height, flat, across = self._parts(p)
-        out = flat * (1 - self.ring / across.clamp_min(1e-6))[:, None] + height[:, None] * p.new_tensor(self.axis)
+        out = flat * (1 - self.ring / across.clamp_min(1e-6))[:, None] + height[:, None] * vector(self.axis)
         return torch.nn.functional.normalize(out, dim=-1)
 
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        """Sphere tracing within the slab that holds the ring, then Newton's steps."""
+        frame = _frame(vector(self.axis))
+        ox, oy, oz = ((origin - vector(self.center)) @ frame).tolist()
+        dx, dy, dz = (directions @ frame).unbind(-1)
+        entry, leave = _sphere_span(origin, directions, self.center, self.bound_radius)
+        slope = torch.where(dz.abs() < 1e-9, 1e-9, dz).reciprocal()
+        low, high = (-self.tube - oz) * slope, (self.tube - oz) * slope
+        t = torch.maximum(entry, torch.minimum(low, high))
+        far = torch.minimum(leave, torch.maximum(low, high))
+        result = torch.full_like(t, MISS)
+        index = (t < far).nonzero()[:, 0]
+        t, far, dx, dy, dz = (v[index] for v in (t, far, dx, dy, dz))
+        for steps in (1, 2, *[4] * 11):
+            for _ in range(steps):
+                x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+                across = torch.addcmul(x * x, y, y).sqrt()
+                gap = torch.addcmul(z * z, across - self.ring, across - self.ring).sqrt() - self.tube
+                t = t + gap
+            # Close to the tube, Newton's step instead of the last one: tracing alone crawls where a ray grazes.
+            slope = ((across - self.ring) * (x * dx + y * dy) / across.clamp_min(1e-6) + z * dz) / (gap + self.tube)
+            newton = -gap / slope.clamp_max(-0.2)
+            t = torch.where(gap < 0.2 * self.tube, t - gap + newton, t)
+            done = gap.abs() < 1e-5
+            result[index[done]] = t[done]
+            left = (~done & (t < far)).nonzero()[:, 0]
+            if not len(left):
+                break
+            index, t, far, dx, dy, dz = (v[left] for v in (index, t, far, dx, dy, dz))
+        return result
+
     def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
-        around = max(12, int(segments * max(self.tube / self.ring, 0.1)))
+        around = max(24, int(1.5 * segments * self.tube / self.ring))
         phi = torch.arange(around + 1) * (2 * math.pi / around) - math.pi
         profile = torch.stack([self.ring + self.tube * phi.cos(), self.tube * phi.sin()], -1)
         profile[-1] = profile[0]
@@ -299,7 +314,7 @@ class RoundedBox(Solid):
 
     def local(self, p: Tensor) -> Tensor:
         """World -> the box's own axes."""
-        return (p - p.new_tensor(self.center)) @ self._turned(p)
+        return (p - vector(self.center)) @ self._turned(p)
 
     def _turned(self, like: Tensor) -> Tensor:
         c, s = math.cos(self.turn), math.sin(self.turn)
@@ -307,7 +322,28 @@ class RoundedBox(Solid):
 
     def distance(self, p: Tensor) -> Tensor:
         q = self.local(p).abs() - (self.half - self.rounding)
-        return q.clamp_min(0).norm(dim=-1) + q.amax(-1).clamp_max(0) - self.rounding
+        return length(q.clamp_min(0)) + q.amax(-1).clamp_max(0) - self.rounding
+
+    def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
+        """Newton's method: along a line the distance to a convex solid is convex, so steps never pass the first root."""
+        turn = self._turned(origin)
+        o, d = ((origin - vector(self.center)) @ turn).tolist(), (directions @ turn).unbind(-1)
+        t = _sphere_span(origin, directions, self.center, self.bound_radius)[0]
+        meets = t < MISS
+        t = torch.where(meets, t, 0.0)
+        for _ in range(10):
+            square, slope = torch.full_like(t, 1e-18), torch.zeros_like(t)
+            for from_zero, along in zip(o, d, strict=True):
+                x = from_zero + t * along
+                out = (x.abs() - (self.half - self.rounding)).clamp_min(0)
+                square = torch.addcmul(square, out, out)
+                slope = torch.addcmul(slope, torch.copysign(out, x), along)
+            gap = square.sqrt()
+            slope = slope / gap
+            gap = gap - self.rounding
+            meets = meets & ((slope < 0) | (gap < 1e-5))
+            t = t - gap / slope.clamp_max(-1e-3)
+        return torch.where(meets & (gap < 1e-4), t, MISS)
 
     def triangles(self, segments: int) -> tuple[Tensor, Tensor]:
         n = max(8, segments // 3)
@@ -330,11 +366,22 @@ class RoundedBox(Solid):
         return _weld(vertices @ self._turned(vertices).T + torch.tensor(self.center), torch.cat(faces))
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 3), (N, 3) -> (N,); quicker than a reduction over so short an axis."""
+    return torch.addcmul(torch.addcmul(a[:, 0] * b[:, 0], a[:, 1], b[:, 1]), a[:, 2], b[:, 2])
+
+
+def length(a: Tensor) -> Tensor:
+    """(N, 3) -> (N,)."""
+    return dot(a, a).sqrt()
+
+
 def _sphere_span(origin: Tensor, directions: Tensor, center: Vector, radius: float) -> tuple[Tensor, Tensor]:
     """Where unit rays enter and leave a sphere; infinity twice where they miss it or it lies behind."""
-    to_center = directions.new_tensor(center) - origin
-    along = (directions * to_center).sum(-1)
-    root = radius**2 - (to_center - along[:, None] * directions).square().sum(-1)
+    to_center = vector(center) - origin
+    along = directions @ to_center
+    off = to_center - along[:, None] * directions
+    root = radius**2 - dot(off, off)
     half = root.clamp_min(0).sqrt()
     meets = (root > 0) & (along + half > 0)
     return torch.where(meets, along - half, MISS), torch.where(meets, along + half, MISS)

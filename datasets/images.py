@@ -6,9 +6,9 @@ output cell i with input cell j, out = W_rows image W_columns^T. Intrinsics then
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +24,24 @@ B = TypeVar("B")
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """``[work(i) for i in items]`` on all cores (decoders release Python's lock); the first error is raised."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    """``[work(i) for i in items]`` on as many threads as torch may use, each of which runs torch's operators alone.
+
+    Decoders and operators release Python's lock. The first error is raised.
+    """
+    workers = torch.get_num_threads()
+    with one_torch_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Operators run on the calling thread alone: for many small ones, whose barriers would cost more than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def image_size(path: Path) -> tuple[int, int, int]:

@@ -75,37 +75,22 @@ def load(root: Path, options: LoadOptions) -> Scene:
     entries = _hold_out(entries, len(files) > 1, options.hold_out)
     bytes_needed = sum(_memory(e, options) for e in entries)
     images.check_memory(bytes_needed, options.max_memory, options.downscale, files[0][0])
-    frames = images.in_threads(lambda e: _read_frame(e, options), entries)
+    blind = _blind_pixels(entries, options.downscale)
+    frames = images.in_threads(lambda e: _read_frame(e, options, blind[_lens_key(e.camera)]), entries)
     head = contents[0][2]
     background = None if any(f.alphas is not None for f in frames) else plain_background(frames)
-    placement = _place(folder, head, entries, frames, background)
-    return _assemble(root, files[0][0], head, frames, entries, placement, background)
-
-
-def _assemble(
-    root: Path,
-    file: Path,
-    head: Mapping[str, Any],
-    frames: list[Frame],
-    entries: list[_Entry],
-    placement: Placement,
-    background: Tensor | None,
-) -> Scene:
+    with images.one_torch_thread():
+        placement = _place(folder, head, entries, frames, background)
     scene_to_json = placement.scene_to_world
     json_to_scene = similarity_inverse(scene_to_json)
     moved = tuple(_move(f, json_to_scene, 1 / placement.half) for f in frames)
-    distances = torch.stack([f.camera.position.norm() for f in moved])
-    near = 0.05 * float(distances.median())
-    stated = [e.near_far[0] for e in entries if e.near_far is not None]
-    if stated:
-        near = max(near, 0.9 * min(stated) / placement.half)
     return Scene(
         name=root.resolve().name if root.is_dir() else root.stem,
         frames=moved,
-        scene_to_world=_applied_inverse(file, head) @ scene_to_json,
+        scene_to_world=_applied_inverse(files[0][0], head) @ scene_to_json,
         bounds=Aabb.cube(2.0 ** (placement.cascades - 1)),
         cascades=placement.cascades,
-        near=near,
+        near=_near(moved, entries, placement),
         background=background,
         source=root,
     )
@@ -299,14 +284,39 @@ def _pose(what: str, rows: Any) -> Tensor:
     return opengl_to_opencv(matrix)
 
 
+def _lens_key(camera: Camera) -> tuple[object, ...]:
+    """What decides which pixels a camera's lens can see: equal for the frames of one camera."""
+    distortion = () if camera.distortion is None else tuple(camera.distortion.tolist())
+    return (camera.model, camera.width, camera.height, tuple(camera.K.flatten().tolist()), distortion)
+
+
+def _blind_pixels(entries: list[_Entry], downscale: int) -> dict[tuple[object, ...], Tensor | None]:
+    """Per distinct lens: the pixels (H, W) bool where it sees nothing, None if there are none."""
+    blind: dict[tuple[object, ...], Tensor | None] = {}
+    for entry in entries:
+        key = _lens_key(entry.camera)
+        if key not in blind:
+            camera = entry.camera.downscaled(downscale)
+            seen = camera.sees().reshape(camera.height, camera.width)
+            blind[key] = None if bool(seen.all()) else ~seen
+    return blind
+
+
+def _near(frames: tuple[Frame, ...], entries: list[_Entry], placement: Placement) -> float:
+    """A twentieth of the cameras' usual distance from the centre, or just before what the file says is nearest."""
+    near = 0.05 * float(torch.stack([f.camera.position.norm() for f in frames]).median())
+    stated = [e.near_far[0] for e in entries if e.near_far is not None]
+    return max(near, 0.9 * min(stated) / placement.half) if stated else near
+
+
 def _memory(entry: _Entry, options: LoadOptions) -> int:
     camera = entry.camera.downscaled(options.downscale)
     per_pixel = entry.channels + (entry.mask is not None) + 4 * (entry.depth is not None)
     return camera.width * camera.height * per_pixel
 
 
-def _read_frame(entry: _Entry, options: LoadOptions) -> Frame:
-    """Decode one entry; the pose is still the file's."""
+def _read_frame(entry: _Entry, options: LoadOptions, blind: Tensor | None) -> Frame:
+    """Decode one entry; the pose is still the file's. ``blind`` (H, W) is where the lens sees nothing."""
     camera = entry.camera.downscaled(options.downscale)
     colors, alphas = images.read_image(entry.image, options.downscale)
     if alphas is not None and int(alphas.min()) == 255:
@@ -318,9 +328,8 @@ def _read_frame(entry: _Entry, options: LoadOptions) -> Frame:
     elif entry.mask is not None:
         mask = images.read_mask(entry.mask, options.downscale)
         _check_size(entry.mask, mask, camera)
-    seen = camera.sees().reshape(camera.height, camera.width) if camera.model is not CameraModel.PINHOLE else None
-    if seen is not None and not bool(seen.all()):
-        mask = seen if mask is None else mask & seen
+    if blind is not None:
+        mask = ~blind if mask is None else mask & ~blind
     depths = None
     if entry.depth is not None:
         if not entry.depth.is_file():
