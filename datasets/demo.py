@@ -230,10 +230,11 @@ def demo_mesh(all_parts: list[Part], segments: int = 144) -> Mesh:
         colors = shade(surface, lighting(all_parts, surface), None)
         return v, f[torch.stack(others).amin(0) > -1e-4], surface.normals, colors
 
-    vertices, faces, normals, colors = zip(*images.in_threads(tessellate, list(enumerate(all_parts))), strict=True)
-    counts = torch.tensor([0] + [len(v) for v in vertices]).cumsum(0)
-    faces = [f + first for f, first in zip(faces, counts, strict=False)]
-    return Mesh(torch.cat(vertices), torch.cat(faces), torch.cat(normals), torch.cat(colors))
+    pieces = images.in_threads(tessellate, list(enumerate(all_parts)))
+    vertices, faces, normals, colors = zip(*pieces, strict=True)
+    first = torch.tensor([0] + [v.shape[0] for v in vertices]).cumsum(0)
+    numbered = [f + n for f, n in zip(faces, first, strict=False)]
+    return Mesh(torch.cat(vertices), torch.cat(numbered), torch.cat(normals), torch.cat(colors))
 
 
 def _light_seen(all_parts: list[Part], surface: Surface) -> Tensor:

@@ -1,8 +1,7 @@
 """Solids with exact signed distances, exact ray intersections and tessellations: what the demo scene is built of.
 
-Spheres, capsules and cylinders are met in closed form; tori and rounded boxes by sphere tracing (Hart 1996) between the
-two points where the ray meets the bounding sphere, finished by Newton steps. Shadows are soft: how closely a ray to the light
-passes by, as an angle.
+Spheres, capsules and cylinders are met in closed form, rounded boxes by Newton's method (they are convex), tori by
+sphere tracing (Hart 1996) with Newton steps close to the tube. Shadows are soft: how closely a ray to the light passes.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Solid(ABC):
         return torch.nn.functional.normalize(total, dim=-1)  # type: ignore[arg-type]
 
     def openness(self, p: Tensor, light: Tensor) -> Tensor:
-        """(N,) the least angle (tangent) by which a ray from p (N, 3) towards ``light`` clears the solid; <= 0: blocked."""
+        """(N,) tangent of the angle by which a ray from p (N, 3) towards ``light`` clears the solid; <= 0: blocked."""
         along = (vector(self.bound_center) - p) @ light
         t, leave = (along - self.bound_radius).clamp_min(0.03), (along + self.bound_radius).clamp_min(0.03)
         least = torch.full_like(t, MISS)
@@ -325,7 +324,7 @@ class RoundedBox(Solid):
         return length(q.clamp_min(0)) + q.amax(-1).clamp_max(0) - self.rounding
 
     def hit(self, origin: Tensor, directions: Tensor) -> Tensor:
-        """Newton's method: along a line the distance to a convex solid is convex, so steps never pass the first root."""
+        """Newton's method: distance to a convex solid is convex along a line, so steps never pass the first root."""
         turn = self._turned(origin)
         o, d = ((origin - vector(self.center)) @ turn).tolist(), (directions @ turn).unbind(-1)
         t = _sphere_span(origin, directions, self.center, self.bound_radius)[0]
@@ -351,7 +350,8 @@ class RoundedBox(Solid):
         grid = torch.tan(torch.linspace(-math.pi / 4, math.pi / 4, n + 1))
         u, v = torch.meshgrid(grid, grid, indexing="ij")
         inner = self.half - self.rounding
-        points, faces = [], []
+        points: list[Tensor] = []
+        faces: list[Tensor] = []
         quads = _grid_faces(n + 1, n + 1)
         for axis in range(3):
             for sign in (-1.0, 1.0):
@@ -360,7 +360,7 @@ class RoundedBox(Solid):
                 p = p.reshape(-1, 3) * self.half
                 core = p.clamp(-inner, inner)
                 p = core + torch.nn.functional.normalize(p - core, dim=-1) * self.rounding
-                faces.append((quads if sign > 0 else quads.flip(1)) + sum(len(q) for q in points))
+                faces.append((quads if sign > 0 else quads.flip(1)) + sum(q.shape[0] for q in points))
                 points.append(p)
         vertices = torch.cat(points)
         return _weld(vertices @ self._turned(vertices).T + torch.tensor(self.center), torch.cat(faces))

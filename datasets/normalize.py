@@ -1,7 +1,7 @@
 """Where a capture's content is: the similarity that takes its region of interest to [-1, 1]^3.
 
-The focus is the point nearest to all optical axes, sum (I - f f^T) x = sum (I - f f^T) p, reweighted against cameras that
-look elsewhere. Objects before an empty background are located by their silhouettes (the bounding box of the visual
+The focus is the point nearest to all optical axes, sum (I - f f^T) x = sum (I - f f^T) p, reweighted against cameras
+that look elsewhere. Objects before an empty background are located by their silhouettes (the bounding box of the visual
 hull). Only a shift and a scale are applied: the axes stay the user's.
 """
 

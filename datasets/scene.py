@@ -77,7 +77,7 @@ class Frame:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def pixels(self) -> Pixels:
-        """The photograph as float Pixels (H, W): straight colours in [0, 1]; alphas, masks, depths, normals if known."""
+        """The photograph as float Pixels (H, W): straight colours in [0, 1], and what else is known of it."""
         return Pixels(
             colors=self.colors.float() / 255,
             alphas=None if self.alphas is None else self.alphas.float() / 255,

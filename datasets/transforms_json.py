@@ -112,7 +112,9 @@ def _files(root: Path) -> list[tuple[Path, Split | None]]:
     """The JSON files to read and the split that each stands for; None = split by its own lists or by holding out."""
     if root.is_file():
         return [(root, None)]
-    named = [(root / name, split) for name, split in SPLIT_FILES.items() if (root / name).is_file()]
+    named: list[tuple[Path, Split | None]] = [
+        (root / name, split) for name, split in SPLIT_FILES.items() if (root / name).is_file()
+    ]
     single = root / "transforms.json"
     if single.is_file():
         if any(split is Split.TRAIN for _, split in named) or not any(split is Split.TEST for _, split in named):
@@ -138,9 +140,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _entries(folder: Path, file: Path, split: Split | None, data: Mapping[str, Any]) -> list[_Entry]:
     """All frames of one file in sorted order of their paths."""
     splits: dict[str, Split] = {}
-    for kind in Split:
-        for name in data.get(f"{kind.value}_filenames", ()):
-            splits[posixpath.normpath(str(name).replace("\\", "/"))] = kind
+    for named in Split:
+        for path in data.get(f"{named.value}_filenames", ()):
+            splits[posixpath.normpath(str(path).replace("\\", "/"))] = named
     frames = sorted(data["frames"], key=lambda f: str(f.get("file_path", "")))
     entries = []
     for frame in frames:
@@ -163,7 +165,11 @@ def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | N
     what = f"{file}: frame {values.get('file_path', '?')}"
     image = _image_path(folder, what, values)
     width, height, channels = images.image_size(image)
-    near, far = values.get("near"), values.get("far")
+    near, far = _number(what, values, "near"), _number(what, values, "far")
+    if near is not None and far is not None and not 0 < near < far:
+        raise SceneError(
+            f"{what}: near, far: expected 0 < near < far, got {near:g} and {far:g}; correct or remove them"
+        )
     mask, depth = values.get("mask_path"), values.get("depth_file_path")
     return _Entry(
         name=str(values["file_path"]),
@@ -173,8 +179,8 @@ def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | N
         channels=channels,
         mask=None if mask is None else _inside(folder, what, "mask_path", mask),
         depth=None if depth is None else _inside(folder, what, "depth_file_path", depth),
-        depth_unit=float(values.get("depth_unit_scale_factor", 1e-3)),
-        near_far=(float(near), float(far)) if near is not None and far is not None else None,
+        depth_unit=_number(what, values, "depth_unit_scale_factor") or 1e-3,
+        near_far=(near, far) if near is not None and far is not None else None,
     )
 
 
@@ -185,7 +191,8 @@ def _inside(folder: Path, what: str, key: str, value: Any) -> Path:
     path = posixpath.normpath(value.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or (len(path) > 1 and path[1] == ":"):
         raise SceneError(
-            f"{what}: {key}: expected a path inside {folder}, got {value!r}; move the file there and write a relative path"
+            f"{what}: {key}: expected a path inside {folder}, got {value!r}; "
+            "move the file there and write a relative path"
         )
     return folder / path
 
@@ -277,8 +284,9 @@ def _pose(what: str, rows: Any) -> Tensor:
     off = float((singular - 1).abs().max())
     if off > 1e-2 or float(torch.linalg.det(rotation)) <= 0 or matrix[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
         raise SceneError(
-            f"{what}: transform_matrix: expected a rotation and a shift, got scales {singular[0]:.3g}, {singular[1]:.3g}, "
-            f"{singular[2]:.3g} and determinant {float(torch.linalg.det(rotation)):.3g}; export rigid camera poses"
+            f"{what}: transform_matrix: expected a rotation and a shift, got scales {singular[0]:.3g}, "
+            f"{singular[1]:.3g}, {singular[2]:.3g} and determinant {float(torch.linalg.det(rotation)):.3g}; "
+            "export rigid camera poses"
         )
     matrix[:3, :3] = u @ vt
     return opengl_to_opencv(matrix)
@@ -346,8 +354,8 @@ def _read_frame(entry: _Entry, options: LoadOptions, blind: Tensor | None) -> Fr
 def _check_size(path: Path, values: Tensor, camera: Camera) -> None:
     if tuple(values.shape) != (camera.height, camera.width):
         raise SceneError(
-            f"{path}: expected the image's size {camera.width} x {camera.height}, got {values.shape[1]} x {values.shape[0]}; "
-            "resize it"
+            f"{path}: expected the image's size {camera.width} x {camera.height}, "
+            f"got {values.shape[1]} x {values.shape[0]}; resize it"
         )
 
 

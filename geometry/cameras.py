@@ -3,8 +3,8 @@
 
 pixel = K [u, v, 1], where (u, v) is the lens's image of the direction (``lenses.py``): x/z, y/z for a pinhole; for
 equirectangular images (u, v) are longitude and latitude in radians and K holds pixels per radian.
-Where the lens sees nothing (``sees``), ``directions`` is the optical axis and ``rays`` are empty (far = near); points that
-it cannot image are NaN in ``project``.
+Where the lens sees nothing (``sees``), ``directions`` is the optical axis and ``rays`` are empty (far = near); points
+that it cannot image are NaN in ``project``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Camera(_TensorDataclass):
         if count not in _COUNTS[self.model]:
             wanted = " or ".join(map(str, _COUNTS[self.model]))
             raise ValueError(
-                f"Camera: distortion: expected {wanted} coefficients for {self.model.name}, got {count}; see CameraModel"
+                f"Camera: distortion: expected {wanted} coefficients for {self.model.name}, got {count}; "
+                "CameraModel names them"
             )
 
     @staticmethod
@@ -86,10 +87,10 @@ class Camera(_TensorDataclass):
 
     def pixel_centers(self) -> Tensor:
         """(H * W, 2) x, y of every pixel's centre, row by row."""
-        like = {"dtype": self.camera_to_world.dtype, "device": self.camera_to_world.device}
-        y, x = torch.meshgrid(
-            torch.arange(self.height, **like) + 0.5, torch.arange(self.width, **like) + 0.5, indexing="ij"
-        )
+        dtype, device = self.camera_to_world.dtype, self.camera_to_world.device
+        y = torch.arange(self.height, dtype=dtype, device=device)
+        x = torch.arange(self.width, dtype=dtype, device=device)
+        y, x = torch.meshgrid(y + 0.5, x + 0.5, indexing="ij")
         return torch.stack([x.reshape(-1), y.reshape(-1)], -1)
 
     def directions(self, pixels: Tensor | None = None) -> Tensor:
@@ -123,8 +124,8 @@ class Camera(_TensorDataclass):
         """World points (N, 3) -> pixel positions (N, 2) and z_depths (N,).
 
         A position is NaN where the lens has no image of the point: behind a pinhole, or past the angle where the
-        distortion polynomial folds back. It may lie outside [0, width] x [0, height]. z_depths are the plain camera-space
-        z, negative behind the camera (a fisheye may still see such a point). Gradients are finite everywhere.
+        distortion polynomial folds back. It may lie outside [0, width] x [0, height]. z_depths are the plain z in
+        camera space, negative behind the camera (a fisheye may see such a point). Gradients are finite everywhere.
         """
         pose = self.camera_to_world
         local = (points - pose[:3, 3]) @ pose[:3, :3]

@@ -1,7 +1,8 @@
 """Lens models: how a camera-space direction becomes a position on the plane at unit focal length, and back.
 
 Radial-tangential (Brown 1966, Conrady 1919; OpenCV's order k1 k2 p1 p2 [k3 [k4 k5 k6]]):
-u = x g(s) + 2 p1 x y + p2 (s + 2 x^2), v likewise, s = x^2 + y^2, g = (1 + k1 s + k2 s^2 + k3 s^3) / (1 + k4 s + k5 s^2 + k6 s^3).
+u = x g(s) + 2 p1 x y + p2 (s + 2 x^2), v likewise, s = x^2 + y^2,
+g = (1 + k1 s + k2 s^2 + k3 s^3) / (1 + k4 s + k5 s^2 + k6 s^3).
 Equidistant fisheye (Kannala and Brandt 2006): radius = theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8).
 Inverses are Newton's method in float64 from a table of the radial curve; they stay inside the region where that curve
 rises (beyond it a lens polynomial folds the image back onto itself). The last step carries gradients, which by the

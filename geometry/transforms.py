@@ -32,12 +32,12 @@ def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
 
 
 def opengl_to_opencv(camera_to_world: Tensor) -> Tensor:
-    """Poses (*, 4, 4) of cameras with +y up and -z forward -> the same with +y down and +z forward (its own inverse)."""
+    """Poses (*, 4, 4) of cameras with +y up, -z forward -> the same with +y down, +z forward; its own inverse."""
     return camera_to_world * camera_to_world.new_tensor([1.0, -1.0, -1.0, 1.0])
 
 
 def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world (*, 4, 4), OpenCV axes, at ``eye`` looking at ``target`` (*, 3) with ``up`` upwards in the image."""
+    """Camera-to-world (*, 4, 4), OpenCV axes: from ``eye`` to ``target`` (*, 3) with ``up`` upwards in the image."""
     forward = normalize(target - eye, dim=-1)
     up = up.expand_as(forward)
     right = torch.linalg.cross(forward, up)
@@ -174,8 +174,11 @@ def orbit(center: Tensor, radius: float, count: int, elevation: float, up: Tenso
 
 
 def spiral(pose: Tensor, focus: float, radii: Tensor, count: int, turns: float = 2.0) -> Tensor:
-    """(count, 4, 4) poses that circle ``pose`` (4, 4) within ``radii`` (3,) right, down, forward, looking at its point at
-    depth ``focus``: the path that shows forward-facing captures (Mildenhall et al. 2019)."""
+    """(count, 4, 4) poses that circle ``pose`` (4, 4) within ``radii`` (3,) right, down, forward.
+
+    All look at the point at depth ``focus`` before it: the path that shows forward-facing captures (Mildenhall et al.
+    2019).
+    """
     phase = torch.arange(count, dtype=pose.dtype, device=pose.device) * (2 * math.pi * turns / max(count, 1))
     local = torch.stack([phase.cos(), phase.sin(), (phase * 0.5).sin()], -1) * radii
     eye = transform_points(pose, local)

@@ -8,14 +8,20 @@ from polyfield.geometry.transforms import look_at, se3_exp
 
 F64 = torch.float64
 POSE = look_at(
-    torch.tensor([1.0, -2.0, 0.5], dtype=F64), torch.tensor([0.2, 0.1, 0.0], dtype=F64), torch.tensor([0.0, 0.1, 1.0], dtype=F64)
+    torch.tensor([1.0, -2.0, 0.5], dtype=F64),
+    torch.tensor([0.2, 0.1, 0.0], dtype=F64),
+    torch.tensor([0.0, 0.1, 1.0], dtype=F64),
 )
 FOX = [0.0578421, -0.0805099, -0.000980296, 0.00015575]
 
 
-def camera(model, width, height, fx, fy, cx, cy, distortion=None, pose=POSE):
-    K = intrinsics(fx, fy, cx, cy, pose)
-    return Camera(K, pose, width, height, model, None if distortion is None else torch.tensor(distortion, dtype=pose.dtype))
+def camera(model, width, height, *rest, pose=POSE):
+    """``rest``: fx, fy, cx, cy and, if any, the lens's coefficients."""
+    K = intrinsics(*rest[:4], pose)
+    distortion = rest[4] if len(rest) > 4 else None
+    return Camera(
+        K, pose, width, height, model, None if distortion is None else torch.tensor(distortion, dtype=pose.dtype)
+    )
 
 
 CAMERAS = {
@@ -33,7 +39,9 @@ CAMERAS = {
 
 def corners(c):
     """Corners, edge middles and the centre."""
-    x, y = torch.meshgrid(torch.tensor([0.0, 0.5, 1.0], dtype=F64), torch.tensor([0.0, 0.5, 1.0], dtype=F64), indexing="ij")
+    x, y = torch.meshgrid(
+        torch.tensor([0.0, 0.5, 1.0], dtype=F64), torch.tensor([0.0, 0.5, 1.0], dtype=F64), indexing="ij"
+    )
     return torch.stack([x.reshape(-1) * c.width, y.reshape(-1) * c.height], -1)
 
 
@@ -69,7 +77,7 @@ def test_radial_tangential_is_the_closed_form():
     s = x * x + y * y
     u = x * (1 + k1 * s + k2 * s * s) + 2 * p1 * x * y + p2 * (s + 2 * x * x)
     v = y * (1 + k1 * s + k2 * s * s) + p1 * (s + 2 * y * y) + 2 * p2 * x * y
-    c = camera(CameraModel.OPENCV, 540, 960, 600, 620, 277, 482, FOX, torch.eye(4, dtype=F64))
+    c = camera(CameraModel.OPENCV, 540, 960, 600, 620, 277, 482, FOX, pose=torch.eye(4, dtype=F64))
     pixels, _ = c.project(torch.tensor([[x, y, 1.0]], dtype=F64) * 2.5)
     torch.testing.assert_close(pixels[0], torch.tensor([600 * u + 277, 620 * v + 482], dtype=F64))
 
@@ -79,7 +87,7 @@ def test_fisheye_sees_behind_itself(degrees):
     k = [0.02, -0.003, 0.0004, -0.00002]
     theta = math.radians(degrees)
     radius = theta * (1 + k[0] * theta**2 + k[1] * theta**4 + k[2] * theta**6 + k[3] * theta**8)
-    c = camera(CameraModel.FISHEYE, 2000, 2000, 330, 330, 1000, 1000, k, torch.eye(4, dtype=F64))
+    c = camera(CameraModel.FISHEYE, 2000, 2000, 330, 330, 1000, 1000, k, pose=torch.eye(4, dtype=F64))
     point = torch.tensor([[math.sin(theta) * 0.6, math.sin(theta) * 0.8, math.cos(theta)]], dtype=F64)
     pixels, z_depths = c.project(point)
     torch.testing.assert_close(pixels[0], 1000 + 330 * radius * torch.tensor([0.6, 0.8], dtype=F64))
@@ -101,7 +109,7 @@ def test_what_cannot_be_seen_is_nan_and_its_ray_is_empty():
     assert pixels.isnan().any(-1).tolist() == [True, True, False]
     assert z_depths.tolist() == [-1.0, 0.0, 1.0]
     # 1 - 0.3 r^2 folds back at r = 1/sqrt(0.9): 46.5 degrees; the unit plane's largest radius is 0.703.
-    folding = camera(CameraModel.OPENCV, 200, 200, 100, 100, 100, 100, [-0.3, 0, 0, 0], torch.eye(4, dtype=F64))
+    folding = camera(CameraModel.OPENCV, 200, 200, 100, 100, 100, 100, [-0.3, 0, 0, 0], pose=torch.eye(4, dtype=F64))
     far_out, _ = folding.project(torch.tensor([[1.5, 0.0, 1.0]], dtype=F64))
     assert bool(far_out.isnan().all())
     pixels = torch.tensor([[100 + 70.0, 100.0], [100 + 71.0, 100.0]], dtype=F64)
@@ -128,7 +136,9 @@ def test_rays_are_pixel_centres_row_by_row():
 @pytest.mark.parametrize("name", CAMERAS)
 def test_scaling_scales_pixels_exactly(name):
     c = CAMERAS[name]
-    points = c.rays(torch.tensor([[0.3, 0.4], [0.6, 0.7]], dtype=F64) * torch.tensor([c.width, c.height])).at(torch.ones(2))
+    points = c.rays(torch.tensor([[0.3, 0.4], [0.6, 0.7]], dtype=F64) * torch.tensor([c.width, c.height])).at(
+        torch.ones(2)
+    )
     full, _ = c.project(points)
     half, _ = c.downscaled(2).project(points)
     torch.testing.assert_close(half * 2, full, atol=1e-9, rtol=0)

@@ -50,7 +50,9 @@ def test_se3_exp_gradient_at_zero():
 
 def test_rigid_inverse():
     poses = tf.rigid(rotations(5)[0], torch.randn(5, 3, dtype=F64))
-    torch.testing.assert_close(tf.rigid_inverse(poses) @ poses, torch.eye(4, dtype=F64).expand(5, 4, 4), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        tf.rigid_inverse(poses) @ poses, torch.eye(4, dtype=F64).expand(5, 4, 4), atol=1e-12, rtol=0
+    )
 
 
 def test_similarity_moves_points_poses_and_back():
@@ -116,7 +118,10 @@ def test_interpolated_poses_pass_through_their_keys():
 
 @pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.0, -1.0, 0.0), (0.3, 0.5, 0.8)])
 def test_orbit_looks_at_its_center_from_a_fixed_height(up):
-    center, up = torch.tensor([1.0, 2.0, 3.0], dtype=F64), torch.nn.functional.normalize(torch.tensor(up, dtype=F64), dim=0)
+    center, up = (
+        torch.tensor([1.0, 2.0, 3.0], dtype=F64),
+        torch.nn.functional.normalize(torch.tensor(up, dtype=F64), dim=0),
+    )
     poses = tf.orbit(center, 2.0, 12, 0.4, up)
     is_rigid(poses)
     outward = poses[:, :3, 3] - center
