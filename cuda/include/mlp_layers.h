@@ -4,8 +4,9 @@
 //   backward  dW_l = g_l^T h_l,  db_l = sum g_l,  g_{l-1} = (g_l W_l) where h_l > 0
 //
 // All layers of a tile run before the next tile starts, so that activations and their gradients never leave the
-// second-level cache; the next tile's memory is fetched meanwhile. Tiles are grouped into chunks whose number depends on n alone; each chunk sums its gradients to
-// the weights on its own and the sums are added in order: the result does not depend on threads or timing.
+// second-level cache; the next tile's memory is fetched meanwhile. Tiles are grouped into chunks whose number depends
+// on n alone; each chunk sums its gradients to the weights on its own and the sums are added in order: the result does
+// not depend on threads or timing.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
