@@ -7,6 +7,10 @@
 // The table's gradient is owned level by level: no atomics, no reduction, the same bits for any number of threads.
 #include <vector>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "lane_math.h"
 #include "op.h"
 #include "parallel.h"
@@ -20,16 +24,17 @@ struct Level {
 
 // ---- per item: the same for lanes and for CUDA threads ----------------------------------------------------------------
 
-template <class R> PF_INLINE auto inside(R x) { return (x >= R(scalar_t<R>(0))) & (x <= R(scalar_t<R>(1))); }
+// Beyond [0, 1] as at the border; NaN stays.
+template <class R> PF_INLINE R clamped(R x) {
+  const R zero(scalar_t<R>(0)), one(scalar_t<R>(1));
+  return select(x < zero, zero, select(x > one, one, x));
+}
 
-// Cell and fraction of a coordinate; beyond [0, 1] as at the border. NaN gives cell 0 and fraction NaN.
+// Cell and fraction of a clamped coordinate. NaN gives the last cell and a NaN fraction.
 template <class R> PF_INLINE void locate(R x, int resolution, Lane<int32_t>& cell, R& fraction) {
-  using S = scalar_t<R>;
-  const R zero(S(0)), one(S(1));
-  const R p = select(x < zero, zero, select(x > one, one, x)) * R(S(resolution));
-  const R low = floor(min(max(p, zero), R(S(resolution - 1))));
-  cell = Lane<int32_t>(low);
-  fraction = p - low;
+  const R p = x * R(scalar_t<R>(resolution));
+  cell = Lane<int32_t>(min(p, R(scalar_t<R>(resolution - 1))));
+  fraction = p - R(cell);
 }
 
 // Entries of the cell's corners; bit d of the corner's number says which end of axis d.
@@ -38,15 +43,15 @@ template <int D, bool HASHED> PF_INLINE void corners(const Lane<int32_t>* cell, 
   const uint32_t primes[3] = {1u, 2654435761u, 805459861u}, strides[3] = {1u, row, row * row};
   index[0] = U(0u);
   for (int d = D - 1; d >= 0; --d) {
-    const U step(HASHED ? primes[d] : strides[d]), low = U(cell[d]) * step, high = low + step;
+    const U step(HASHED ? primes[d] : strides[d]);
+    U low = d == 0 ? U(cell[0]) : U(cell[d]) * step, high = low + step;
+    if (HASHED) low = low & U(mask), high = high & U(mask);
     for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
       const U above = index[k];
       index[2 * k + 1] = HASHED ? above ^ high : above + high;
       index[2 * k] = HASHED ? above ^ low : above + low;
     }
   }
-  if (HASHED)
-    for (int c = 0; c < 1 << D; ++c) index[c] = index[c] & U(mask);
 }
 
 #if !PF_CUDA
@@ -69,6 +74,16 @@ template <class P, class V> PF_INLINE void write(P* p, V v) { std::memcpy(p, &v,
 template <int F> PF_INLINE Vec<float, F> fetch(const float* p) { return read<Vec<float, F>>(p); }
 template <int F> PF_INLINE Vec<double, F> fetch(const double* p) { return read<Vec<double, F>>(p); }
 template <int F> PF_INLINE Vec<float, F> fetch(const BFloat16* p) {
+#if defined(__SSE2__)
+  if constexpr (F == 2 || F == 4) {  // what the generic line below becomes too slowly for less than a register
+    int64_t raw = 0;
+    std::memcpy(&raw, p, 2 * F);
+    const __m128i v = _mm_unpacklo_epi16(_mm_setzero_si128(), F == 2 ? _mm_cvtsi32_si128(int(raw)) : _mm_cvtsi64_si128(raw));
+    Vec<float, F> r;
+    std::memcpy(&r, &v, sizeof r);
+    return r;
+  }
+#endif
   return (Vec<float, F>)(__builtin_convertvector(read<Vec<uint16_t, F>>(p), Vec<uint32_t, F>) << 16);
 }
 template <int F> PF_INLINE Vec<float, F> fetch(const Float16* p) {
@@ -94,57 +109,65 @@ template <int F> PF_INLINE Vec<float, F> fetch(const Float16* p) {
 
 // ---- a tile of samples at one level -----------------------------------------------------------------------------------
 
-constexpr int TILE = 256;
+constexpr int TILE = 256, PAD = 16;  // PAD keeps arrays of a power of two from falling on the same cache sets
+
+// The lanes of the vector that ends with `now`, one place earlier: the last of `before`, then all of `now` but its last
+template <class T> PF_INLINE Lane<T> shifted_in(Lane<T> before, Lane<T> now) {
+#if defined(__AVX512F__) && POLYFIELD_LANES == 16
+  if constexpr (sizeof(T) == 4) return Lane<T>((typename Lane<T>::V)_mm512_alignr_epi32((__m512i)now.v, (__m512i)before.v, 15));
+#endif
+  Lane<T> r;
+  r.v[0] = before.v[LANES - 1];
+  for (int i = 1; i < LANES; ++i) r.v[i] = now.v[i - 1];
+  return r;
+}
+
+// points (n, D) -> clamped coordinates, axis by axis; zeros up to a whole vector
+template <int D, class T> PF_INLINE void split_axes(const T* points, T* columns, int64_t stride, int64_t n) {
+  const int64_t padded = ceil_div(n, LANES) * LANES;
+  for (int64_t i = 0; i < n; ++i)
+    for (int d = 0; d < D; ++d) columns[d * stride + i] = points[i * D + d];
+  for (int d = 0; d < D; ++d) {
+    T* column = columns + d * stride;
+    for (int64_t i = n; i < padded; ++i) column[i] = T(0);
+    for (int64_t i = 0; i < padded; i += LANES) store(column + i, clamped(load(column + i)));
+  }
+}
 
 template <int D, class T> struct Tile {
-  alignas(64) T position[D][TILE];
-  alignas(64) T fraction[D][TILE];
-  alignas(64) uint32_t index[1 << D][TILE];
-  alignas(64) int32_t cell[D][LANES + TILE];  // one vector in front, for the neighbour before
-  uint32_t starts[TILE / LANES];              // bit i: sample i is in another cell than the one before
-  int count, padded, runs;
+  alignas(64) T fraction[D][TILE + PAD];
+  alignas(64) uint32_t index[1 << D][TILE + PAD];
+  uint32_t starts[TILE / LANES];  // bit i: sample i is in another cell than the one before
+  int count, runs;
 
-  // points (n, D), one after another; the rest of the last vector is filled with zeros
-  PF_INLINE void load_points(const T* points, int n) {
-    pad(n);
-    for (int i = 0; i < n; ++i)
-      for (int d = 0; d < D; ++d) position[d][i] = points[i * D + d];
-  }
-  PF_INLINE void load_columns(const T* columns, int64_t stride, int n) {
-    pad(n);
-    for (int d = 0; d < D; ++d) std::memcpy(position[d], columns + d * stride, n * sizeof(T));
-  }
-  PF_INLINE void pad(int n) {
-    count = n;
-    padded = int(ceil_div(n, LANES)) * LANES;
-    for (int d = 0; d < D; ++d)
-      for (int i = n; i < padded; ++i) position[d][i] = T(0);
-  }
-
-  template <bool HASHED> PF_INLINE void locate_all(const Level& level) {
+  template <bool HASHED> PF_INLINE void locate_all(const Level& level, const T* columns, int64_t stride) {
+    Lane<int32_t> before[D];
     runs = 0;
-    for (int d = 0; d < D; ++d) cell[d][LANES - 1] = -1;
-    for (int i = 0; i < padded; i += LANES) {
-      Lane<int32_t> c[D];
+    for (int d = 0; d < D; ++d) before[d] = Lane<int32_t>(-1);
+    for (int i = 0; i < count; i += LANES) {
+      Lane<int32_t> cell[D];
       Lane<uint32_t> corner[1 << D];
       Mask<int32_t> same(true);
       for (int d = 0; d < D; ++d) {
         Lane<T> f;
-        locate(load(position[d] + i), int(level.resolution), c[d], f);
+        locate(load(columns + d * stride + i), int(level.resolution), cell[d], f);
         store(fraction[d] + i, f);
-        store(cell[d] + LANES + i, c[d]);
-        same = same & (c[d] == load(cell[d] + LANES + i - 1));
+        same = same & (cell[d] == shifted_in(before[d], cell[d]));
+        before[d] = cell[d];
       }
-      corners<D, HASHED>(c, uint32_t(level.resolution + 1), uint32_t(level.size - 1), corner);
+      corners<D, HASHED>(cell, uint32_t(level.resolution + 1), uint32_t(level.size - 1), corner);
       for (int k = 0; k < 1 << D; ++k) store(index[k] + i, corner[k]);
       starts[i / LANES] = bits(same) ^ ALL_BITS;
       runs += __builtin_popcount(starts[i / LANES]);
     }
   }
-  PF_INLINE void locate_level(const Level& level) {
-    if (level.hashed) locate_all<true>(level);
-    else locate_all<false>(level);
+  // The next n <= TILE samples, from clamped coordinates axis by axis (readable up to a whole vector)
+  PF_INLINE void locate_level(const Level& level, const T* columns, int64_t stride, int n) {
+    count = n;
+    if (level.hashed) locate_all<true>(level, columns, stride);
+    else locate_all<false>(level, columns, stride);
   }
+  PF_INLINE bool has_runs() const { return runs * 3 < count; }
 
   // The corners' weights, samples in lanes
   PF_INLINE void weights(int i, Lane<T>* w) const {
@@ -179,6 +202,23 @@ template <int D, int F, class T, class H> PF_INLINE void interpolate_each(const 
   }
 }
 
+// F vectors -> rows of F
+template <int F, class T> PF_INLINE void interleave(const Lane<T>* columns, T* rows) {
+#if defined(__AVX512F__) && POLYFIELD_LANES == 16
+  if constexpr (F == 2 && std::is_same_v<T, float>) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    _mm512_storeu_ps(rows, _mm512_permutex2var_ps((__m512)columns[0].v, low, (__m512)columns[1].v));
+    _mm512_storeu_ps(rows + 16, _mm512_permutex2var_ps((__m512)columns[0].v, high, (__m512)columns[1].v));
+    return;
+  }
+#endif
+  T plain[F][LANES];
+  for (int f = 0; f < F; ++f) store(plain[f], columns[f]);
+  for (int k = 0; k < LANES; ++k)
+    for (int f = 0; f < F; ++f) rows[k * F + f] = plain[f][k];
+}
+
 // Samples in lanes; the corners of each run are broadcast. A later run overwrites the lanes from its start on.
 template <int D, int F, class T, class H> PF_INLINE void interpolate_runs(const Tile<D, T>& tile, const H* table, T* out, int64_t stride) {
   for (int i = 0; i < tile.count; i += LANES) {
@@ -196,27 +236,41 @@ template <int D, int F, class T, class H> PF_INLINE void interpolate_runs(const 
       const Mask<T> mine(iota<int32_t>() >= Lane<int32_t>(start));
       for (int f = 0; f < F; ++f) result[f] = start == 0 ? sum[f] : select(mine, sum[f], result[f]);
     } while (starts);
-    alignas(64) T columns[F][LANES];
-    for (int f = 0; f < F; ++f) store(columns[f], result[f]);
-    const int n = tile.count - i < LANES ? tile.count - i : LANES;
-    for (int k = 0; k < n; ++k)
-      for (int f = 0; f < F; ++f) out[(i + k) * stride + f] = columns[f][k];
+    alignas(64) T rows[LANES * F];
+    interleave<F>(result, rows);
+    if (tile.count - i >= LANES)
+      for (int k = 0; k < LANES; ++k) write(out + (i + k) * stride, read<Vec<T, F>>(rows + k * F));
+    else
+      for (int k = 0; k < tile.count - i; ++k) write(out + (i + k) * stride, read<Vec<T, F>>(rows + k * F));
   }
+}
+
+constexpr int64_t BLOCK = 2048;
+
+// each(tile, level, first sample) for every tile of a block at every level: a block goes through
+// one level after the other, so that a level's entries stay in the cache from tile to tile.
+template <int D, class T, class Each> PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each) {
+  parallel_chunks(n, BLOCK, [=](int64_t begin, int64_t end) {
+    constexpr int64_t stride = BLOCK + PAD;
+    alignas(64) T columns[D * stride];
+    Tile<D, T> tile;
+    split_axes<D>(points + begin * D, columns, stride, end - begin);
+    for (int l = 0; l < level_count; ++l)
+      for (int64_t i = begin; i < end; i += TILE) {
+        tile.locate_level(levels[l], columns + (i - begin), stride, int(end - i < TILE ? end - i : TILE));
+        each(tile, l, i);
+      }
+  });
 }
 
 template <int D, int F, class T, class H>
 void forward(const T* points, const H* table, const Level* levels, T* features, int64_t n, int level_count) {
   const int64_t stride = int64_t(level_count) * F;
-  parallel_chunks(n, TILE, [=](int64_t begin, int64_t end) {
-    Tile<D, T> tile;
-    tile.load_points(points + begin * D, int(end - begin));
-    for (int l = 0; l < level_count; ++l) {
-      tile.locate_level(levels[l]);
-      const H* entries = table + levels[l].offset * F;
-      T* out = features + begin * stride + l * F;
-      if (tile.runs * 3 < tile.count) interpolate_runs<D, F>(tile, entries, out, stride);
-      else interpolate_each<D, F>(tile, entries, out, stride);
-    }
+  for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
+    const H* entries = table + levels[l].offset * F;
+    T* out = features + first * stride + l * F;
+    if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, out, stride);
+    else interpolate_each<D, F>(tile, entries, out, stride);
   });
 }
 
@@ -253,32 +307,27 @@ template <int D, bool SECOND, class V, class T> PF_INLINE Taylor<D, V> different
   return t;
 }
 
-// d cell coordinate / d x: the resolution inside, 0 where the point was clamped
-template <int D, class T> PF_INLINE void slopes(const Tile<D, T>& tile, int i, int64_t resolution, T* s) {
-  for (int d = 0; d < D; ++d) s[d] = tile.position[d][i] >= T(0) && tile.position[d][i] <= T(1) ? T(resolution) : T(0);
+// d cell coordinate / d x: the resolution inside, 0 where the point is clamped
+template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resolution, T* s) {
+  for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);
 }
 
 template <int D, int F, class T, class H>
 void forward_with_gradient(const T* points, const H* table, const Level* levels, T* features, T* jacobian, int64_t n, int level_count) {
   const int64_t stride = int64_t(level_count) * F;
-  parallel_chunks(n, TILE, [=](int64_t begin, int64_t end) {
-    Tile<D, T> tile;
-    tile.load_points(points + begin * D, int(end - begin));
-    for (int l = 0; l < level_count; ++l) {
-      tile.locate_level(levels[l]);
-      for (int i = 0; i < tile.count; ++i) {
-        Vec<T, F> v[1 << D];
-        T fraction[D], slope[D];
-        for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
-        slopes(tile, i, levels[l].resolution, slope);
-        corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
-        const auto t = differentiate<D, false>(v, fraction);
-        const int64_t at = (begin + i) * stride + l * F;
-        write(features + at, t.value);
-        for (int d = 0; d < D; ++d) {
-          const Vec<T, F> scaled = slope[d] * t.first[d];
-          for (int f = 0; f < F; ++f) jacobian[(at + f) * D + d] = scaled[f];
-        }
+  for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
+    for (int i = 0; i < tile.count; ++i) {
+      Vec<T, F> v[1 << D];
+      T fraction[D], slope[D];
+      for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
+      slopes<D>(points + (first + i) * D, levels[l].resolution, slope);
+      corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
+      const auto t = differentiate<D, false>(v, fraction);
+      const int64_t at = (first + i) * stride + l * F;
+      write(features + at, t.value);
+      for (int d = 0; d < D; ++d) {
+        const Vec<T, F> scaled = slope[d] * t.first[d];
+        for (int f = 0; f < F; ++f) jacobian[(at + f) * D + d] = scaled[f];
       }
     }
   });
@@ -289,37 +338,32 @@ template <int D, int F, bool SECOND, class T, class H>
 void backward_points(const T* points, const H* table, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_points,
                      int64_t n, int level_count) {
   const int64_t stride = int64_t(level_count) * F;
-  parallel_chunks(n, TILE, [=](int64_t begin, int64_t end) {
-    Tile<D, T> tile;
-    tile.load_points(points + begin * D, int(end - begin));
-    T total[TILE][D] = {};
-    for (int l = 0; l < level_count; ++l) {
-      tile.locate_level(levels[l]);
-      for (int i = 0; i < tile.count; ++i) {
-        Vec<T, F> v[1 << D];
-        T fraction[D], slope[D];
-        for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
-        slopes(tile, i, levels[l].resolution, slope);
-        corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
-        const auto t = differentiate<D, SECOND>(v, fraction);
-        const int64_t at = (begin + i) * stride + l * F;
-        const Vec<T, F> g = read<Vec<T, F>>(grad_features + at);
-        for (int d = 0; d < D; ++d) {
-          Vec<T, F> s = g * t.first[d];
-          if (SECOND)
-            for (int e = 0; e < D; ++e) {
-              if (e == d) continue;
-              T column[F];
-              for (int f = 0; f < F; ++f) column[f] = slope[e] * grad_jacobian[(at + f) * D + e];
-              s += read<Vec<T, F>>(column) * t.mixed[d < e ? d : e][d < e ? e : d];
-            }
-          T sum = 0;
-          for (int f = 0; f < F; ++f) sum += s[f];
-          total[i][d] += slope[d] * sum;
-        }
+  for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
+    for (int i = 0; i < tile.count; ++i) {
+      Vec<T, F> v[1 << D];
+      T fraction[D], slope[D], *total = grad_points + (first + i) * D;
+      for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
+      slopes<D>(points + (first + i) * D, levels[l].resolution, slope);
+      corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
+      const auto t = differentiate<D, SECOND>(v, fraction);
+      const int64_t at = (first + i) * stride + l * F;
+      const Vec<T, F> g = read<Vec<T, F>>(grad_features + at);
+      for (int d = 0; d < D; ++d) {
+        Vec<T, F> s = g * t.first[d];
+        if (SECOND)
+          for (int e = 0; e < D; ++e) {
+            if (e == d) continue;
+            T column[F];
+            for (int f = 0; f < F; ++f) column[f] = slope[e] * grad_jacobian[(at + f) * D + e];
+            s += read<Vec<T, F>>(column) * t.mixed[d < e ? d : e][d < e ? e : d];
+          }
+        T sum = 0;
+        for (int f = 0; f < F; ++f) sum += s[f];
+        // Not 0 * sum outside: a NaN or infinite feature is no business of a clamped point.
+        const T share = slope[d] > T(0) ? slope[d] * sum : T(0);
+        total[d] = l == 0 ? share : total[d] + share;
       }
     }
-    std::memcpy(grad_points + begin * D, total, tile.count * D * sizeof(T));
   });
 }
 
@@ -395,11 +439,11 @@ template <int D, int F, class T> PF_INLINE void scatter_runs(const Tile<D, T>& t
 
 // From the features' gradient (F per sample) and the Jacobian's (F x D per sample).
 template <int D, int F, class T>
-PF_INLINE void scatter_with_jacobian(const Tile<D, T>& tile, int64_t resolution, const T* gradient, const T* jacobian, T* table) {
+PF_INLINE void scatter_with_jacobian(const Tile<D, T>& tile, const T* points, int64_t resolution, const T* gradient, const T* jacobian, T* table) {
   for (int i = 0; i < tile.count; ++i) {
     Vec<T, F> v[1 << D], j[D][1 << D];
     T slope[D];
-    slopes(tile, i, resolution, slope);
+    slopes<D>(points + i * D, resolution, slope);
     v[0] = read<Vec<T, F>>(gradient + i * F);
     for (int d = 0; d < D; ++d) {
       T column[F];
@@ -437,14 +481,13 @@ constexpr int64_t CHUNK = 32768;  // samples per pass: bounds the scratch (128 b
 template <int D, int F, bool JACOBIAN, class T>
 void backward_table(const T* points, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_table, int64_t n, int level_count) {
   static thread_local std::vector<T> scratch;
-  const int64_t room = n < CHUNK ? n : CHUNK, row = int64_t(level_count) * F;
+  const int64_t room = (n < CHUNK ? ceil_div(n, 64) * 64 : CHUNK) + PAD, row = int64_t(level_count) * F;
   scratch.resize(room * (D + row + (JACOBIAN ? row * D : 0)));
   T *columns = scratch.data(), *by_level = columns + room * D, *jacobian_by_level = by_level + room * row;
-  for (int64_t base = 0; base < n; base += room) {
-    const int64_t count = n - base < room ? n - base : room;
+  for (int64_t base = 0; base < n; base += CHUNK) {
+    const int64_t count = n - base < CHUNK ? n - base : CHUNK;
     parallel_chunks(count, 64, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int d = 0; d < D; ++d) columns[d * room + i] = points[(base + i) * D + d];
+      split_axes<D>(points + (base + begin) * D, columns + begin, room, end - begin);
       split_levels<F>(grad_features + (base + begin) * row, by_level + begin * F, room * F, int(end - begin), level_count);
       if (JACOBIAN)
         split_levels<F * D>(grad_jacobian + (base + begin) * row * D, jacobian_by_level + begin * F * D, room * F * D, int(end - begin), level_count);
@@ -454,12 +497,12 @@ void backward_table(const T* points, const Level* levels, const T* grad_features
       T* table = grad_table + levels[l].offset * F;
       Tile<D, T> tile;
       for (int64_t begin = 0; begin < count; begin += TILE) {
-        tile.load_columns(columns + begin, room, int(count - begin < TILE ? count - begin : TILE));
-        tile.locate_level(levels[l]);
-        const T* gradient = by_level + l * room * F + begin * F;
+        tile.locate_level(levels[l], columns + begin, room, int(count - begin < TILE ? count - begin : TILE));
+        const T* gradient = by_level + (l * room + begin) * F;
         if (JACOBIAN)
-          scatter_with_jacobian<D, F>(tile, levels[l].resolution, gradient, jacobian_by_level + (l * room + begin) * F * D, table);
-        else if (tile.runs * 3 < tile.count) scatter_runs<D, F>(tile, gradient, table);
+          scatter_with_jacobian<D, F>(tile, points + (base + begin) * D, levels[l].resolution, gradient,
+                                      jacobian_by_level + (l * room + begin) * F * D, table);
+        else if (tile.has_runs()) scatter_runs<D, F>(tile, gradient, table);
         else scatter_each<D, F>(tile, gradient, table);
       }
     });
