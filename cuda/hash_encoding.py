@@ -110,7 +110,8 @@ def hash_encode(
     """Features of points, interpolated linearly at every level and put side by side (level-major channels).
 
     Differentiable in ``points`` (zero along an axis where the point lies outside [0, 1]) and ``table``. A NaN
-    coordinate gives NaN features and no gradient to the point.
+    coordinate gives NaN features and a zero gradient along its own axis; the other axes' and the entries of its cells
+    receive NaN, so look at the loss before a step.
 
     Args:
         points: (N, D) in [0, 1]^D; clamped to it outside. float64 for a float64 table, else float32.

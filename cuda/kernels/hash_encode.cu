@@ -2,8 +2,8 @@
 // points (N, D) in [0, 1]^D -> features (N, L F); level l interpolates the 2^D entries around x * resolution[l] linearly.
 //
 // Where things are (cells, hashes, fractions) is computed with samples in lanes, level after level within a tile. What is
-// there is read per sample as short vectors of F numbers, eight independent loads at a time: twice as fast as the
-// gather instructions. Where a ray's samples stay in one cell (runs), its corners are read once and broadcast to the lanes.
+// there is read per sample as short vectors of F numbers, eight independent loads at a time, in place of gather
+// instructions. Where a ray's samples stay in one cell (runs), its corners are read once and broadcast to the lanes.
 // The table's gradient is owned level by level: no atomics, no reduction, the same bits for any number of threads.
 #include <vector>
 
