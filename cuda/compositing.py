@@ -36,18 +36,11 @@ def composite(
 
     Source: Max, "Optical Models for Direct Volume Rendering", 1995.
     """
-    check_shape("composite", "alphas", alphas, (None,))
-    check_dtype("composite", "alphas", alphas, *FLOATS)
-    check_shape("composite", "ray_offsets", ray_offsets, (None,))
-    check_dtype("composite", "ray_offsets", ray_offsets, torch.int32)
-    check_range("composite", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
-    check_range("composite", "len(values)", len(values), 0, MAX_VALUES)
-    check_range("composite", "min_transmittance", min_transmittance, 0, 1)
-    for i, v in enumerate(values):
-        check_shape("composite", f"values[{i}]", v, (alphas.shape[0], None))
-        check_dtype("composite", f"values[{i}]", v, alphas.dtype)
-    weights, opacities, outputs = _composite(alphas, list(values), ray_offsets, min_transmittance)
-    return weights, opacities, outputs
+    _check_composite(alphas, values, ray_offsets, min_transmittance)
+    if type(alphas) in _PLAIN and not torch.compiler.is_compiling():
+        weights, opacities, *outputs = _Composite.apply(alphas, ray_offsets, min_transmittance, *values)
+        return weights, opacities, outputs
+    return _composite(alphas, list(values), ray_offsets, min_transmittance)
 
 
 def prune(alphas: Tensor, samples: Samples, *, min_transmittance: float = 1e-4, min_alpha: float = 0.0) -> Samples:
@@ -75,7 +68,7 @@ def prune_packed(
     min_transmittance: float = 1e-4,
     min_alpha: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``prune`` on plain tensors -> kept (K,) int32, their numbers before; t_starts, t_ends, ray_indices, ray_offsets."""
+    """``prune`` on plain tensors -> kept (K,) int32, their old numbers; t_starts, t_ends, ray_indices, ray_offsets."""
     check_shape("prune", "alphas", alphas, (None,))
     samples = alphas.shape[0]
     check_shape("prune", "t_starts", t_starts, (samples,))
@@ -89,44 +82,113 @@ def prune_packed(
     return _prune(alphas, t_starts, t_ends, ray_offsets, min_transmittance, min_alpha)
 
 
+def _check_composite(alphas, values, ray_offsets, min_transmittance):
+    samples, dtype = alphas.shape[0] if alphas.dim() == 1 else -1, alphas.dtype
+    if (
+        samples >= 0
+        and dtype in FLOATS
+        and ray_offsets.dim() == 1
+        and ray_offsets.shape[0] > 0
+        and ray_offsets.dtype is torch.int32
+        and len(values) <= MAX_VALUES
+        and 0 <= min_transmittance <= 1
+        and all(v.dim() == 2 and v.shape[0] == samples and v.dtype is dtype for v in values)
+    ):
+        return  # the usual case, at a fraction of the time
+    check_shape("composite", "alphas", alphas, (None,))
+    check_dtype("composite", "alphas", alphas, *FLOATS)
+    check_shape("composite", "ray_offsets", ray_offsets, (None,))
+    check_dtype("composite", "ray_offsets", ray_offsets, torch.int32)
+    check_range("composite", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
+    check_range("composite", "len(values)", len(values), 0, MAX_VALUES)
+    check_range("composite", "min_transmittance", min_transmittance, 0, 1)
+    for i, v in enumerate(values):
+        check_shape("composite", f"values[{i}]", v, (samples, None))
+        check_dtype("composite", f"values[{i}]", v, dtype)
+
+
 def _check_last(op: str, ray_offsets: Tensor, samples: int) -> None:
-    if ray_offsets[-1].item() != samples:
+    last = ray_offsets[-1].item()
+    if last != samples:
         raise ValueError(
-            f"{op}: ray_offsets: expected to end at the number of samples, {samples}, got {ray_offsets[-1].item()}; "
+            f"{op}: ray_offsets: expected to end at the number of samples, {samples}, got {last}; "
             "pass alphas and ray_offsets of the same samples"
         )
 
 
-def _table(rows: list[tuple[Tensor | None, Tensor | None, Tensor | None, int]]):
-    """Addresses for the kernel: values, outputs (or their gradients), gradients, channels per row."""
-    flat = [0 if x is None else x if isinstance(x, int) else x.data_ptr() for row in rows for x in row]
-    return (ctypes.c_int64 * max(len(flat), 1))(*flat)
+def _table(rows: list[tuple[Tensor, Tensor | None, Tensor | None]]):
+    """What the kernel reads of each values tensor: addresses of it, of its output or that one's gradient, of its own
+    gradient; and its channels."""
+    flat = []
+    for values, outputs, grad_values in rows:
+        flat += (values.data_ptr(), 0 if outputs is None else outputs.data_ptr())
+        flat += (0 if grad_values is None else grad_values.data_ptr(), values.shape[1])
+    return (ctypes.c_int64 * (len(flat) or 1))(*flat)
+
+
+def _forward(alphas, values, ray_offsets, min_transmittance):
+    _check_last("composite", ray_offsets, len(alphas))
+    alphas, ray_offsets, values = alphas.contiguous(), ray_offsets.contiguous(), [v.contiguous() for v in values]
+    rays = len(ray_offsets) - 1
+    weights, opacities = torch.empty_like(alphas), alphas.new_empty(rays)
+    outputs = [v.new_empty(rays, v.shape[1]) for v in values]
+    table = _table([(v, o, None) for v, o in zip(values, outputs, strict=True)])
+    sizes = (ctypes.addressof(table), len(values), rays, min_transmittance)
+    launch("composite", alphas.dtype, alphas, ray_offsets, *sizes, weights, opacities)
+    return weights, opacities, outputs
+
+
+def _gradients(
+    alphas, values, ray_offsets, weights, grad_weights, grad_opacities, grad_outputs, needed, min_transmittance
+):
+    """Gradients of alphas and of each of ``values``, None where not ``needed`` or its output was not used."""
+    contiguous = [None if x is None else x.contiguous() for x in (alphas, ray_offsets, grad_weights, grad_opacities)]
+    alphas, ray_offsets, grad_weights, grad_opacities = contiguous
+    values = [v.contiguous() for v in values]
+    grad_outputs = [None if g is None else g.contiguous() for g in grad_outputs]
+    grad_alphas = torch.empty_like(alphas)
+    grad_values = [
+        torch.empty_like(v) if need and g is not None else None
+        for v, g, need in zip(values, grad_outputs, needed, strict=True)
+    ]
+    table = _table(list(zip(values, grad_outputs, grad_values, strict=True)))
+    sizes = (ctypes.addressof(table), len(values), len(ray_offsets) - 1, min_transmittance)
+    grads = (grad_weights, grad_opacities, grad_alphas)
+    launch("composite_backward", alphas.dtype, alphas, weights, ray_offsets, *sizes, *grads)
+    return grad_alphas, grad_values
+
+
+class _Composite(torch.autograd.Function):
+    """The op without the dispatcher: a fit step calls it often, and 0.1 ms each time is more than the kernel takes."""
+
+    @staticmethod
+    def forward(ctx, alphas, ray_offsets, min_transmittance, *values):
+        weights, opacities, outputs = _forward(alphas, values, ray_offsets, min_transmittance)
+        ctx.save_for_backward(alphas, ray_offsets, weights, *values)
+        ctx.set_materialize_grads(False)
+        ctx.min_transmittance = min_transmittance
+        return weights, opacities, *outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_weights, grad_opacities, *grad_outputs):
+        alphas, ray_offsets, weights, *values = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        grads = (grad_weights, grad_opacities, grad_outputs)
+        grad_alphas, grad_values = _gradients(
+            alphas, values, ray_offsets, weights, *grads, needed, ctx.min_transmittance
+        )
+        return grad_alphas, None, None, *grad_values
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @torch.library.custom_op("polyfield::composite", mutates_args=())
 def _composite(
     alphas: Tensor, values: list[Tensor], ray_offsets: Tensor, min_transmittance: float
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _check_last("composite", ray_offsets, len(alphas))
-    alphas, ray_offsets, values = alphas.contiguous(), ray_offsets.contiguous(), [v.contiguous() for v in values]
-    rays = len(ray_offsets) - 1
-    weights, opacities = torch.empty_like(alphas), alphas.new_empty(rays)
-    outputs = [v.new_empty(rays, v.shape[1]) for v in values]
-    table = _table([(v, o, None, v.shape[1]) for v, o in zip(values, outputs, strict=True)])
-    address = ctypes.addressof(table)
-    launch(
-        "composite",
-        alphas.dtype,
-        alphas,
-        ray_offsets,
-        address,
-        len(values),
-        rays,
-        min_transmittance,
-        weights,
-        opacities,
-    )
-    return weights, opacities, outputs
+    return _forward(alphas, values, ray_offsets, min_transmittance)
 
 
 @_composite.register_fake
@@ -148,32 +210,9 @@ def _composite_backward(
     min_transmittance: float,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of alphas and of each of ``values``: empty (0,) where not ``needed`` or its output was not used."""
-    contiguous = [None if x is None else x.contiguous() for x in (alphas, ray_offsets, grad_weights, grad_opacities)]
-    alphas, ray_offsets, grad_weights, grad_opacities = contiguous
-    values = [v.contiguous() for v in values]
-    grad_outputs = [None if g is None else g.contiguous() for g in grad_outputs]
-    grad_alphas = torch.empty_like(alphas)
-    grad_values = [
-        torch.empty_like(v) if need and g is not None else v.new_empty(0)
-        for v, g, need in zip(values, grad_outputs, needed, strict=True)
-    ]
-    rows = zip(values, grad_outputs, grad_values, strict=True)
-    table = _table([(v, g, gv if gv.dim() == 2 else None, v.shape[1]) for v, g, gv in rows])
-    launch(
-        "composite_backward",
-        alphas.dtype,
-        alphas,
-        weights,
-        ray_offsets,
-        ctypes.addressof(table),
-        len(values),
-        len(ray_offsets) - 1,
-        min_transmittance,
-        grad_weights,
-        grad_opacities,
-        grad_alphas,
-    )
-    return grad_alphas, grad_values
+    grads = (grad_weights, grad_opacities, grad_outputs)
+    grad_alphas, grad_values = _gradients(alphas, values, ray_offsets, weights, *grads, needed, min_transmittance)
+    return grad_alphas, [alphas.new_empty(0) if g is None else g for g in grad_values]
 
 
 @_composite_backward.register_fake

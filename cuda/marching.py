@@ -34,7 +34,8 @@ def march_grid(
 
     Cascade c covers the cube [-half 2^c, half 2^c]^3 with ``resolution``^3 cells. A ray starts at t_0, where it first
     is beyond ``near`` and inside the outermost cube, and is cut into one sequence of intervals [t_k, t_k + dt) with
-    t_{k+1} = t_k + dt, dt = clamp(t_k cone_angle, step, max(step, cell of the outermost cascade)), shifted by jitter dt. An interval is a sample if its middle lies before ``far`` and in an occupied cell; of the cascades, the
+    t_{k+1} = t_k + dt, dt = clamp(t_k cone_angle, step, max(step, cell of the outermost cascade)), shifted by
+    jitter dt. An interval is a sample if its middle lies before ``far`` and in an occupied cell; of the cascades, the
     finest counts that contains the middle and whose cells are not smaller than dt.
 
     Args:

@@ -82,7 +82,7 @@ def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | int | floa
     slots: list[int | float] = []
     for index, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
-            if argument.device.type != "cpu":
+            if not argument.is_cpu:
                 raise ValueError(f"{name}: argument {index}: expected a CPU tensor, got {argument.device}; move it with .cpu()")
             if not argument.is_contiguous():
                 raise ValueError(f"{name}: argument {index}: expected a contiguous tensor, got strides {argument.stride()}; call .contiguous()")

@@ -57,6 +57,24 @@ def test_gradcheck(min_transmittance):
     assert torch.autograd.gradcheck(flat, inputs)
 
 
+def test_the_op_and_the_way_around_the_dispatcher_agree():
+    alphas, values, offsets = packed(COUNTS, torch.float32)
+    a, b = ([x.clone().requires_grad_() for x in (alphas, *values)] for _ in range(2))
+    ours = composite(a[0], a[1:], offsets, min_transmittance=0.1)
+    theirs = torch.ops.polyfield.composite(b[0], b[1:], offsets, 0.1)
+    for out in (ours, theirs):
+        (out[0].square().sum() + out[1].sum() + out[2][0].square().sum() + out[2][2].sum()).backward()
+    assert torch.equal(ours[0], theirs[0]) and all(torch.equal(x, y) for x, y in zip(ours[2], theirs[2], strict=True))
+    assert all(torch.equal(x.grad, y.grad) for x, y in zip([a[0], a[1], a[3]], [b[0], b[1], b[3]], strict=True))
+    assert a[2].grad is None
+
+
+def test_compiles_as_one_graph():
+    alphas, values, offsets = packed(COUNTS, torch.float32)
+    compiled = torch.compile(lambda a: composite(a, values, offsets)[2][0] * 2, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(alphas), composite(alphas, values, offsets)[2][0] * 2)
+
+
 def test_gradcheck_at_opaque_and_transparent_samples():
     alphas, values, offsets = packed([20, 18], channels=(3,))
     alphas[[3, 7, 25]] = 1.0

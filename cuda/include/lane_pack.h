@@ -24,14 +24,18 @@ template <class T> PF_INLINE Lane<T> expand(Lane<T> x, uint32_t chosen, const T*
 #if defined(__AVX512F__) && POLYFIELD_LANES == 16
 PF_INLINE __mmask16 first_bits(int n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
 template <> PF_INLINE Lane<float> load_n(const float* p, int n) {
-  return Lane<float>((Lane<float>::V)_mm512_maskz_loadu_ps(first_bits(n), p));
+  return n >= 16 ? load(p) : Lane<float>((Lane<float>::V)_mm512_maskz_loadu_ps(first_bits(n), p));
 }
-template <> PF_INLINE void store_n(float* p, Lane<float> x, int n) { _mm512_mask_storeu_ps(p, first_bits(n), (__m512)x.v); }
+template <> PF_INLINE void store_n(float* p, Lane<float> x, int n) {
+  if (n >= 16) store(p, x);  // a masked store does not forward to a later load
+  else _mm512_mask_storeu_ps(p, first_bits(n), (__m512)x.v);
+}
 template <> PF_INLINE Lane<int32_t> load_n(const int32_t* p, int n) {
-  return Lane<int32_t>((Lane<int32_t>::V)_mm512_maskz_loadu_epi32(first_bits(n), p));
+  return n >= 16 ? load(p) : Lane<int32_t>((Lane<int32_t>::V)_mm512_maskz_loadu_epi32(first_bits(n), p));
 }
 template <> PF_INLINE void store_n(int32_t* p, Lane<int32_t> x, int n) {
-  _mm512_mask_storeu_epi32(p, first_bits(n), (__m512i)x.v);
+  if (n >= 16) store(p, x);
+  else _mm512_mask_storeu_epi32(p, first_bits(n), (__m512i)x.v);
 }
 template <> PF_INLINE void compress(float* p, Lane<float> x, uint32_t chosen) {
   _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(chosen), (__m512)x.v));
@@ -106,6 +110,30 @@ template <int N = LANES / 2, class T> PF_INLINE T tree_sum(Lane<T> x) {
   if constexpr (N > 0) return tree_sum<N / 2>(x + shuffle(x, x, indices<T>([](int i) { return i ^ N; })));
   else return x.v[0];
 }
+
+// a[i] + a[i ^ N] in lanes without bit N, the same of b in lanes with it
+template <int N, class T> PF_INLINE Lane<T> fold(Lane<T> a, Lane<T> b) {
+  return shuffle(a, b, indices<T>([](int i) { return i & N ? LANES + i : i; })) +
+         shuffle(a, b, indices<T>([](int i) { return i & N ? LANES + (i ^ N) : i ^ N; }));
+}
+// Many sums over lanes, each to its own place: four at a time cost little more than one.
+template <class T> struct Sums {
+  Lane<T> waiting[4];
+  T* places[4];
+  int count = 0;
+  PF_INLINE void add(Lane<T> x, T* place) {
+    waiting[count] = x;
+    places[count++] = place;
+    if (count == 4) flush();
+  }
+  PF_INLINE void flush() {
+    Lane<T> x = fold<2>(fold<1>(waiting[0], waiting[1]), fold<1>(waiting[2], waiting[3]));
+    if constexpr (LANES > 4) x = x + shuffle(x, x, indices<T>([](int i) { return i ^ 4; }));
+    if constexpr (LANES > 8) x = x + shuffle(x, x, indices<T>([](int i) { return i ^ 8; }));
+    for (int i = 0; i < count; ++i) *places[i] = x.v[i];
+    count = 0;
+  }
+};
 
 }  // namespace polyfield
 #endif

@@ -5,6 +5,7 @@
 // R_i = alpha_{i+1} g_{i+1} + (1 - alpha_{i+1}) R_{i+1} is what the samples behind i would composite to. No division, so
 // alpha = 1 is like any other. The trick: lanes over the samples of a ray; T is a prefix product and R a suffix scan of the affine
 // maps x -> alpha g + (1 - alpha) x, both by doubling; three channels are multiplied as they lie, interleaved.
+#include <algorithm>
 #include <limits>
 #include <vector>
 
@@ -47,11 +48,9 @@ template <class T> int unpack_values(const int64_t* table, int64_t count, bool b
 template <int M, class T> PF_INLINE Lane<T> spread(Lane<T> w) {
   return shuffle(w, w, indices<T>([](int i) { return (M * LANES + i) / 3; }));
 }
-// A ray's three numbers, repeated, as the m-th lane sees them.
-template <int M, class T> PF_INLINE Lane<T> repeat(const T* c) {
-  Lane<T> r;
-  for (int i = 0; i < LANES; ++i) r.v[i] = c[(M * LANES + i) % 3];
-  return r;
+// The three numbers in the first lanes, repeated, as the m-th of the three lanes sees them.
+template <int M, class T> PF_INLINE Lane<T> repeat(Lane<T> c) {
+  return shuffle(c, c, indices<T>([](int i) { return (M * LANES + i) % 3; }));
 }
 // Channel C of each sample, from the three lanes.
 template <int C, class T> PF_INLINE Lane<T> channel(Lane<T> x, Lane<T> y, Lane<T> z) {
@@ -59,66 +58,98 @@ template <int C, class T> PF_INLINE Lane<T> channel(Lane<T> x, Lane<T> y, Lane<T
   return shuffle(xy, z, indices<T>([](int i) { return 3 * i + C < 2 * LANES ? i : 3 * i + C - LANES; }));
 }
 
-// sum_i w_i v_i of one ray
-template <class T> PF_INLINE void accumulate(const T* w, const T* v, int64_t n, int64_t channels, T* out) {
-  using R = Lane<T>;
-  if (channels == 1) {
-    R sum(T(0));
-    for (int64_t i = 0; i < n; i += LANES) sum += load_n(w + i, int(n - i)) * load_n(v + i, int(n - i));
-    out[0] = tree_sum(sum);
-  } else if (channels == 3) {
-    R x(T(0)), y(T(0)), z(T(0));
-    for (int64_t i = 0; i < n; i += LANES) {
-      const int m = int(n - i < LANES ? n - i : LANES) * 3;
-      const R weight = load_n(w + i, m / 3);
-      const T* p = v + 3 * i;
-      x += spread<0>(weight) * load_n(p, m);
-      y += spread<1>(weight) * load_n(p + LANES, m - LANES);
-      z += spread<2>(weight) * load_n(p + 2 * LANES, m - 2 * LANES);
-    }
-    out[0] = tree_sum(channel<0>(x, y, z));
-    out[1] = tree_sum(channel<1>(x, y, z));
-    out[2] = tree_sum(channel<2>(x, y, z));
-  } else {
-    for (int64_t c = 0; c < channels; ++c) out[c] = T(0);
-    for (int64_t i = 0; i < n; ++i)
-      if (w[i] != T(0))
-        for (int64_t c = 0; c < channels; ++c) out[c] += w[i] * v[i * channels + c];
-  }
+// Scratch for a number per sample of the rays [begin, end), each ray in whole lanes of its own: what is stored there can be
+// loaded again at once, which masked or overlapping lanes cannot.
+template <class T> struct Groups {
+  Lane<T>* lanes;
+  int64_t origin, begin;
+  PF_INLINE Lane<T>* of(int64_t ray, int64_t first) const { return lanes + (first - origin) / LANES + (ray - begin); }
+  static int64_t needed(int64_t samples, int64_t rays) { return samples / LANES + rays + 1; }
+};
+template <class T> Lane<T>* scratch(int64_t lanes) {
+  static thread_local std::vector<Lane<T>> buffer;
+  if (int64_t(buffer.size()) < lanes) buffer.resize(lanes + lanes / 2);
+  return buffer.data();
 }
 
-// g_i += sum_c grad_out_c v_ic and grad_v_ic = w_i grad_out_c of one ray
-template <class T> PF_INLINE void accumulate_backward(const T* w, const T* v, const T* grad_out, int64_t n, int64_t channels, T* g, T* grad_v) {
+// outputs = sum_i w_i v_i of the rays [begin, end)
+template <class T> void accumulate(const Values<T>& v, const T* w, Groups<T> groups, const int32_t* ray_offsets, int64_t begin, int64_t end) {
   using R = Lane<T>;
-  if (channels == 1) {
-    const R go(grad_out[0]);
-    for (int64_t i = 0; i < n; i += LANES) {
-      const int m = int(n - i);
-      store_n(g + i, load_n(g + i, m) + go * load_n(v + i, m), m);
-      if (grad_v) store_n(grad_v + i, go * load_n(w + i, m), m);
-    }
-  } else if (channels == 3) {
-    const R gx = repeat<0>(grad_out), gy = repeat<1>(grad_out), gz = repeat<2>(grad_out);
-    for (int64_t i = 0; i < n; i += LANES) {
-      const int m = int(n - i < LANES ? n - i : LANES) * 3;
-      const T* p = v + 3 * i;
-      const R x = gx * load_n(p, m), y = gy * load_n(p + LANES, m - LANES), z = gz * load_n(p + 2 * LANES, m - 2 * LANES);
-      store_n(g + i, load_n(g + i, m / 3) + channel<0>(x, y, z) + channel<1>(x, y, z) + channel<2>(x, y, z), m / 3);
-      if (grad_v) {
-        const R weight = load_n(w + i, m / 3);
-        T* q = grad_v + 3 * i;
-        store_n(q, gx * spread<0>(weight), m);
-        store_n(q + LANES, gy * spread<1>(weight), m - LANES);
-        store_n(q + 2 * LANES, gz * spread<2>(weight), m - 2 * LANES);
+  Sums<T> sums{};
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t first = ray_offsets[r], last = ray_offsets[r + 1];
+    T* __restrict out = v.outputs + r * v.channels;
+    const R* group = groups.of(r, first);
+    if (v.channels == 1) {
+      R sum(T(0));
+      for (int64_t at = first; at < last; at += LANES) sum += *group++ * load_n(v.values + at, int(last - at));
+      sums.add(sum, out);
+    } else if (v.channels == 3) {
+      R x(T(0)), y(T(0)), z(T(0));
+      for (int64_t at = first; at < last; at += LANES) {
+        const int n = int(last - at < LANES ? last - at : LANES);
+        const R wi = *group++;
+        const T* p = v.values + 3 * at;
+        x += spread<0>(wi) * load_n(p, 3 * n);
+        y += spread<1>(wi) * load_n(p + LANES, 3 * n - LANES);
+        z += spread<2>(wi) * load_n(p + 2 * LANES, 3 * n - 2 * LANES);
+      }
+      sums.add(channel<0>(x, y, z), out);
+      sums.add(channel<1>(x, y, z), out + 1);
+      sums.add(channel<2>(x, y, z), out + 2);
+    } else {
+      std::fill_n(out, v.channels, T(0));
+      for (int64_t i = first; i < last; ++i) {
+        const T wi = w[i], *vi = v.values + i * v.channels;
+        if (wi == T(0)) continue;
+        for (int64_t c = 0; c < v.channels; ++c) out[c] += wi * vi[c];
       }
     }
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      T sum(0);
-      for (int64_t c = 0; c < channels; ++c) sum += grad_out[c] * v[i * channels + c];
-      g[i] += sum;
-      if (grad_v)
-        for (int64_t c = 0; c < channels; ++c) grad_v[i * channels + c] = w[i] * grad_out[c];
+  }
+  sums.flush();
+}
+
+// g_i += sum_c grad_out_c v_ic and grad_v_ic = w_i grad_out_c of the rays [begin, end)
+template <class T>
+void accumulate_backward(const Values<T>& v, const T* w, Groups<T> groups, const int32_t* ray_offsets, int64_t begin, int64_t end) {
+  using R = Lane<T>;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t first = ray_offsets[r], last = ray_offsets[r + 1];
+    const T* go = v.grad_outputs + r * v.channels;
+    R* g = groups.of(r, first);
+    if (v.channels == 1) {
+      const R gx(go[0]);
+      for (int64_t at = first; at < last; at += LANES) {
+        const int n = int(last - at);
+        *g++ += gx * load_n(v.values + at, n);
+        if (v.grad_values) store_n(v.grad_values + at, gx * load_n(w + at, n), n);
+      }
+    } else if (v.channels == 3) {
+      const R triple = load_n(go, 3), gx = repeat<0>(triple), gy = repeat<1>(triple), gz = repeat<2>(triple);
+      for (int64_t at = first; at < last; at += LANES) {
+        const int n = int(last - at < LANES ? last - at : LANES);
+        const T* p = v.values + 3 * at;
+        const R x = gx * load_n(p, 3 * n), y = gy * load_n(p + LANES, 3 * n - LANES), z = gz * load_n(p + 2 * LANES, 3 * n - 2 * LANES);
+        *g++ += channel<0>(x, y, z) + channel<1>(x, y, z) + channel<2>(x, y, z);
+        if (v.grad_values) {
+          const R wi = load_n(w + at, n);
+          T* q = v.grad_values + 3 * at;
+          store_n(q, gx * spread<0>(wi), 3 * n);
+          store_n(q + LANES, gy * spread<1>(wi), 3 * n - LANES);
+          store_n(q + 2 * LANES, gz * spread<2>(wi), 3 * n - 2 * LANES);
+        }
+      }
+    } else {
+      for (int64_t i = first; i < last; ++i) {
+        const T wi = w[i], *vi = v.values + i * v.channels;
+        T sum(0);
+        for (int64_t c = 0; c < v.channels; ++c) sum += go[c] * vi[c];
+        reinterpret_cast<T*>(g)[i - first] += sum;
+        if (v.grad_values) {
+          T* __restrict gi = v.grad_values + i * v.channels;
+          for (int64_t c = 0; c < v.channels; ++c) gi[c] = wi * go[c];
+        }
+      }
     }
   }
 }
@@ -144,6 +175,7 @@ template <class T> PF_INLINE Lane<T> cut(double min_transmittance) {
   return Lane<T>(min_transmittance > 0 ? T(min_transmittance) : -std::numeric_limits<T>::infinity());
 }
 
+// One pass over a few rays after the other: so short a chain of instructions per ray lets the processor overlap rays.
 template <class T>
 void composite(const T* alphas, const int32_t* ray_offsets, const int64_t* table, int64_t count, int64_t rays, double min_transmittance,
                T* weights, T* opacities) {
@@ -151,23 +183,27 @@ void composite(const T* alphas, const int32_t* ray_offsets, const int64_t* table
   const int tensors = unpack_values(table, count, false, values);
   parallel_chunks(rays, RAY_CHUNK, [=, &values](int64_t begin, int64_t end) {
     using R = Lane<T>;
+    const R least = cut<T>(min_transmittance);
+    const int64_t origin = ray_offsets[begin];
+    const Groups<T> groups{scratch<T>(Groups<T>::needed(ray_offsets[end] - origin, end - begin)), origin, begin};
+    Sums<T> sums{};
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t at = ray_offsets[r], n = ray_offsets[r + 1] - at;
+      const int64_t first = ray_offsets[r], last = ray_offsets[r + 1];
+      R* group = groups.of(r, first);
       R opacity(T(0));
       T before(1);
-      for (int64_t i = 0; i < n; i += LANES) {
-        const R alpha = load_n(alphas + at + i, int(n - i));
+      for (int64_t at = first; at < last; at += LANES) {
+        const R alpha = load_n(alphas + at, int(last - at));
         const R t = transmittances(alpha, before);
-        const R w = select(t < cut<T>(min_transmittance), R(T(0)), alpha * t);
+        const R w = select(t < least, R(T(0)), alpha * t);
         opacity += w;
-        store_n(weights + at + i, w, int(n - i));
+        *group++ = w;
+        store_n(weights + at, w, int(last - at));
       }
-      opacities[r] = tree_sum(opacity);
-      for (int k = 0; k < tensors; ++k) {
-        const int64_t c = values[k].channels;
-        accumulate(weights + at, values[k].values + at * c, n, c, values[k].outputs + r * c);
-      }
+      sums.add(opacity, opacities + r);
     }
+    sums.flush();
+    for (int k = 0; k < tensors; ++k) accumulate(values[k], weights, groups, ray_offsets, begin, end);
   });
 }
 
@@ -179,35 +215,33 @@ void composite_backward(const T* alphas, const T* weights, const int32_t* ray_of
   const int tensors = unpack_values(table, count, true, values);
   parallel_chunks(rays, RAY_CHUNK, [=, &values](int64_t begin, int64_t end) {
     using R = Lane<T>;
-    static thread_local std::vector<T> buffer;
+    const R least = cut<T>(min_transmittance);
+    const int64_t origin = ray_offsets[begin], needed = Groups<T>::needed(ray_offsets[end] - origin, end - begin);
+    const Groups<T> gs{scratch<T>(2 * needed), origin, begin}, ts{gs.lanes + needed, origin, begin};
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t at = ray_offsets[r], n = ray_offsets[r + 1] - at;
-      if (int64_t(buffer.size()) < n) buffer.resize(n + n / 2 + 64);
-      T* g = buffer.data();
+      const int64_t first = ray_offsets[r], last = ray_offsets[r + 1];
       const R go(grad_opacities ? grad_opacities[r] : T(0));
+      R *g = gs.of(r, first), *t = ts.of(r, first);
       T before(1);
-      for (int64_t i = 0; i < n; i += LANES) {  // T waits where the gradient goes
-        const int m = int(n - i);
-        store_n(grad_alphas + at + i, transmittances(load_n(alphas + at + i, m), before), m);
-        store_n(g + i, grad_weights ? go + load_n(grad_weights + at + i, m) : go, m);
+      for (int64_t at = first; at < last; at += LANES) {
+        *t++ = transmittances(load_n(alphas + at, int(last - at)), before);
+        *g++ = grad_weights ? go + load_n(grad_weights + at, int(last - at)) : go;
       }
-      for (int k = 0; k < tensors; ++k) {
-        const Values<T>& v = values[k];
-        if (v.grad_outputs)
-          accumulate_backward(weights + at, v.values + at * v.channels, v.grad_outputs + r * v.channels, n, v.channels, g,
-                              v.grad_values ? v.grad_values + at * v.channels : nullptr);
-      }
+    }
+    for (int k = 0; k < tensors; ++k)
+      if (values[k].grad_outputs) accumulate_backward(values[k], weights, gs, ray_offsets, begin, end);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t first = ray_offsets[r], last = ray_offsets[r + 1], groups = (last - first + LANES - 1) / LANES;
       T behind(0);
-      for (int64_t i = (n - 1) / LANES * LANES; i >= 0 && n > 0; i -= LANES) {
-        const int m = int(n - i);
-        const R t = load_n(grad_alphas + at + i, m);
-        const auto dead = t < cut<T>(min_transmittance);
-        const R alpha = select(dead, R(T(0)), load_n(alphas + at + i, m));
-        const R gi = load_n(g + i, m);
-        const Affine<R> map = suffix(Affine<R>{R(T(1)) - alpha, select(dead, R(T(0)), alpha * gi)});
+      for (int64_t i = groups - 1; i >= 0; --i) {
+        const int64_t at = first + i * LANES;
+        const R t = ts.of(r, first)[i], g = gs.of(r, first)[i];
+        const auto dead = t < least;
+        const R alpha = select(dead, R(T(0)), load_n(alphas + at, int(last - at)));
+        const Affine<R> map = suffix(Affine<R>{R(T(1)) - alpha, select(dead, R(T(0)), alpha * g)});
         const R seen = map.b + map.a * R(behind);  // by a ray that enters before sample i
         const R rest = shift_down<1>(seen, R(behind));
-        store_n(grad_alphas + at + i, select(dead, R(T(0)), t * (gi - rest)), m);
+        store_n(grad_alphas + at, select(dead, R(T(0)), t * (g - rest)), int(last - at));
         behind = seen[0];
       }
     }
