@@ -96,11 +96,9 @@ def march_grid_scalar(
         _longest(resolution, half, step, len(bits)),
         max_samples,
     )
-    launch("march_grid_scalar", None, *rays, *numbers, ray_offsets, ctypes.addressof(total), None, None, None)
+    launch("march_grid_scalar", None, *rays, *numbers, ray_offsets, ctypes.addressof(total))
     t_starts, t_ends, ray_indices = _outputs(origins, total.value)
-    launch(
-        "march_grid_scalar", None, *rays, *numbers, ray_offsets, ctypes.addressof(total), t_starts, t_ends, ray_indices
-    )
+    launch("march_grid_scalar_write", None, ray_offsets, t_starts, t_ends, ray_indices, len(origins))
     return t_starts, t_ends, ray_indices, ray_offsets
 
 

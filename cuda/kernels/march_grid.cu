@@ -299,6 +299,7 @@ void march_tile(const Tile& tile, int hits, const Steps& s, const Grid& grid, in
 struct Marched {
   std::vector<std::vector<Run>> runs;  // one per tile
   std::vector<float> starts;           // one per ray
+  std::vector<std::vector<std::pair<float, float>>> samples;  // of march_grid_scalar, per tile
   Steps steps{1, 0, 1};
   bool cone = false;
 };
@@ -378,8 +379,6 @@ void march_grid_write(const int32_t* ray_offsets, float* t_starts, float* t_ends
 }
 
 // ---- the readable version: one ray, one cell at a time ----------------------------------------------------------
-struct ScalarRay { float o[3], d[3], start, near, far; };
-
 static float scalar_time(const Steps& s, float u) {
   if (u < s.u1) return u * s.step;
   return u < s.u2 ? s.t1 * std::exp2((u - s.u1) * s.log2_growth) : s.t2 + (u - s.u2) * s.longest;
@@ -389,8 +388,9 @@ static float scalar_unit(const Steps& s, float t) {
   return t < s.t2 ? s.u1 + std::log2(t / s.t1) * s.inverse_log2_growth : s.u2 + (t - s.t2) * s.inverse_longest;
 }
 
-// Calls sample(t_start, t_end) for each of a ray's samples.
-template <class F> void scalar_march(const Grid& grid, const Steps& s, const float* o_, const float* d_, float near, float far, float jitter, F sample) {
+// Calls sample(t_start, t_end) for each of a ray's samples, until it says no.
+template <bool CONE, bool CASCADES, class F>
+void scalar_march(const Grid& grid, const Steps& s, const float* o_, const float* d_, float near, float far, float jitter, F sample) {
   const float radius = 0.5f * grid.resolution * float(1 << (grid.cascades - 1));
   float o[3], d[3], inverse[3], sum = 0;
   for (int a = 0; a < 3; ++a) {
@@ -401,74 +401,93 @@ template <class F> void scalar_march(const Grid& grid, const Steps& s, const flo
     sum += o[a] + d[a];
   }
   if (!(near < far && far < NEVER && near > -NEVER && std::isfinite(sum))) return;
-  const bool cone = s.cone > 0;
-  const float start = cone ? scalar_unit(s, near) + jitter : near + jitter * s.step;
+  const float start = CONE ? scalar_unit(s, near) + jitter : near + jitter * s.step;
   const float middle = start + 0.5f * s.step, slack = std::max(std::abs(near), std::abs(far)) * 1e-6f;
-  const float end = std::min(std::ceil((cone ? scalar_unit(s, far) - start : (far - start) * s.inverse_step) - 0.5f), 1.6e7f);
+  const float end = std::min(std::ceil((CONE ? scalar_unit(s, far) - start : (far - start) * s.inverse_step) - 0.5f), 1.6e7f);
+  float bias[3];  // walls are met a few rounding errors early
+  for (int a = 0; a < 3; ++a) bias[a] = (d[a] > 0 ? -5e-7f : 5e-7f) * std::max(std::abs(o[a]), 2 * radius);
+  const float centre = 0.5f * grid.resolution;
   for (float k = 0; k < end;) {
-    float t_start, t_end, t;
-    if (cone) {
+    float t_start = 0, dt = s.step, t = middle + k * s.step;
+    if (CONE) {
       t_start = scalar_time(s, start + k);
-      t_end = t_start + std::min(std::max(t_start * s.cone, s.step), s.longest);
-      t = t_start + 0.5f * (t_end - t_start);
-    } else {
-      t_start = start + k * s.step, t_end = start + (k + 1) * s.step, t = middle + k * s.step;
+      dt = std::min(std::max(t_start * s.cone, s.step), s.longest);
+      t = t_start + 0.5f * dt;
     }
-    float q[3], reach = (cone ? std::min(std::max(t_start * s.cone, s.step), s.longest) : s.step) * (grid.to_cells * 0.999999f * 0.5f * grid.resolution);
-    for (int a = 0; a < 3; ++a) {
-      q[a] = o[a] + t * d[a];
-      reach = std::max(reach, std::max(q[a], -0.99999994f * q[a]));
-    }
+    float q[3];
+    for (int a = 0; a < 3; ++a) q[a] = o[a] + t * d[a];
     int cascade = 0;
-    while (cascade < grid.cascades - 1 && reach >= 0.5f * grid.resolution * float(1 << cascade)) ++cascade;
-    const float scale = float(1 << cascade);
+    if (CASCADES) {
+      float reach = dt * (grid.to_cells * 0.999999f * centre);
+      for (int a = 0; a < 3; ++a) reach = std::max(reach, std::max(q[a], -0.99999994f * q[a]));
+      while (cascade < grid.cascades - 1 && reach >= centre * float(1 << cascade)) ++cascade;
+    }
+    const float scale = float(1 << cascade), inverse_scale = 1 / scale;
     int cell[3];
-    for (int a = 0; a < 3; ++a) cell[a] = std::min(std::max(int(q[a] / scale + 0.5f * grid.resolution), 0), grid.resolution - 1);
-    const int64_t B = grid.bricks, brick = ((cascade * B + (cell[0] >> 2)) * B + (cell[1] >> 2)) * B + (cell[2] >> 2);
+    for (int a = 0; a < 3; ++a) cell[a] = std::min(std::max(int(q[a] * inverse_scale + centre), 0), grid.resolution - 1);
+    const int B = grid.bricks, brick = ((cascade * B + (cell[0] >> 2)) * B + (cell[1] >> 2)) * B + (cell[2] >> 2);
     const int bit = (cell[0] & 3) << 4 | (cell[1] & 3) << 2 | (cell[2] & 3);
     if (grid.bits[2 * brick + (bit >> 5)] >> (bit & 31) & 1) {
-      if (!sample(t_start, t_end)) return;
+      const bool more = CONE ? sample(t_start, t_start + dt) : sample(start + k * s.step, start + (k + 1) * s.step);
+      if (!more) return;
       ++k;
       continue;
     }
     float exit = NEVER;
     for (int a = 0; a < 3; ++a) {
-      if (inverse[a] == NEVER) continue;
-      const float bias = 5e-7f * std::max(std::abs(o[a]), 2 * radius);
-      const float face = (cell[a] + (d[a] > 0) - 0.5f * grid.resolution) * scale + (d[a] > 0 ? -bias : bias);
-      exit = std::min(exit, (face - o[a]) * inverse[a]);
+      const float wall = (float(cell[a] + (d[a] > 0)) - centre) * scale + bias[a];
+      if (inverse[a] != NEVER) exit = std::min(exit, (wall - o[a]) * inverse[a]);
     }
-    if (cone && cascade < grid.cascades - 1) exit = std::min(exit, scale * 0.999996f / (grid.to_cells * s.cone));
-    const float out = cone ? scalar_unit(s, exit - slack) - start - (0.501f + s.cone) - 5e-7f * (std::abs(start) + end)
+    if (CONE && CASCADES && cascade < grid.cascades - 1) exit = std::min(exit, scale * 0.999996f / (grid.to_cells * s.cone));
+    const float out = CONE ? scalar_unit(s, exit - slack) - start - (0.501f + s.cone) - 5e-7f * (std::abs(start) + end)
                            : (exit - slack - middle) * s.inverse_step;
     k = std::max(k + 1, std::ceil(out));
   }
 }
 
-// t_starts = null: only ray_offsets and the number of samples.
+// Both passes of march_grid, for comparison.
 void march_grid_scalar(const float* origins, const float* directions, const float* near, const float* far, const float* jitter,
                        const int64_t* bits_, int64_t rays, int64_t resolution, int64_t cascades, float half, float step, float cone,
-                       float longest, int64_t max_samples, int32_t* ray_offsets, int64_t* total, float* t_starts, float* t_ends, int32_t* ray_indices) {
+                       float longest, int64_t max_samples, int32_t* ray_offsets, int64_t* total) {
   const Grid grid(bits_, nullptr, int(resolution), int(cascades), half);
   const Steps s(step, cone, longest);
+  auto& samples = marched().samples;
+  samples.assign(ceil_div(rays, TILE), {});
   parallel_pieces(ceil_div(rays, TILE), [&](int64_t i) {
     for (int64_t r = i * TILE; r < std::min((i + 1) * TILE, rays); ++r) {
       int32_t n = 0;
-      const int64_t at = t_starts ? ray_offsets[r] : 0;
-      scalar_march(grid, s, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter ? jitter[r] : 0.0f, [&](float t0, float t1) {
-        if (t_starts) t_starts[at + n] = t0, t_ends[at + n] = t1, ray_indices[at + n] = int32_t(r);
+      const auto sample = [&](float t0, float t1) {
+        samples[i].push_back({t0, t1});
         ++n;
         return !max_samples || n < max_samples;
-      });
-      if (!t_starts) ray_offsets[r] = n;
+      };
+      const auto march = [&](auto cone_, auto cascades_) {
+        scalar_march<cone_, cascades_>(grid, s, origins + 3 * r, directions + 3 * r, near[r], far[r], jitter ? jitter[r] : 0.0f, sample);
+      };
+      if (cone > 0) cascades > 1 ? march(std::true_type{}, std::true_type{}) : march(std::true_type{}, std::false_type{});
+      else cascades > 1 ? march(std::false_type{}, std::true_type{}) : march(std::false_type{}, std::false_type{});
+      ray_offsets[r] = n;
     }
   });
-  if (!t_starts) prefix(ray_offsets, rays, total);
+  prefix(ray_offsets, rays, total);
+}
+void march_grid_scalar_write(const int32_t* ray_offsets, float* t_starts, float* t_ends, int32_t* ray_indices, int64_t rays) {
+  const auto& samples = marched().samples;
+  parallel_pieces(ceil_div(rays, TILE), [&](int64_t i) {
+    const int32_t first = ray_offsets[i * TILE];
+    for (int64_t r = i * TILE; r < std::min((i + 1) * TILE, rays); ++r)
+      for (int32_t at = ray_offsets[r]; at < ray_offsets[r + 1]; ++at) {
+        t_starts[at] = samples[i][at - first].first;
+        t_ends[at] = samples[i][at - first].second;
+        ray_indices[at] = int32_t(r);
+      }
+  });
 }
 
 POLYFIELD_OP("march_grid", march_grid)
 POLYFIELD_OP("march_grid_write", march_grid_write)
 POLYFIELD_OP("march_grid_scalar", march_grid_scalar)
+POLYFIELD_OP("march_grid_scalar_write", march_grid_scalar_write)
 
 #endif
 

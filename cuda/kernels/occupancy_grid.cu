@@ -145,18 +145,17 @@ void density_sum(const float* densities, double* sums, int64_t n) {
 
 // ---- distances between bricks -----------------------------------------------------------------------------------
 // out[i] = in[i] or one of its two neighbours along the axis with this stride; three of these grow a set by one brick.
+// In one long loop, as if rows had no ends, which are then put right.
 static void grow(const uint8_t* __restrict in, uint8_t* __restrict out, int B, int64_t stride, int64_t count) {
-  for (int64_t r = 0; r < count; r += stride * B) {
-    const uint8_t* at = in + r;
-    uint8_t* to = out + r;
-    const int64_t last = stride * (B - 1);
-    if (B == 1) {
-      std::copy(at, at + stride, to);
-      continue;
-    }
-    for (int64_t x = 0; x < stride; ++x) to[x] = at[x] | at[x + stride];
-    for (int64_t x = stride; x < last; ++x) to[x] = at[x - stride] | at[x] | at[x + stride];
-    for (int64_t x = last; x < last + stride; ++x) to[x] = at[x - stride] | at[x];
+  if (B == 1) {
+    std::copy(in, in + count, out);
+    return;
+  }
+  for (int64_t i = stride; i < count - stride; ++i) out[i] = in[i - stride] | in[i] | in[i + stride];
+  for (int64_t row = 0; row < count; row += stride * B) {
+    const int64_t last = row + stride * (B - 1);
+    for (int64_t i = row; i < row + stride; ++i) out[i] = in[i] | in[i + stride];
+    for (int64_t i = last; i < last + stride; ++i) out[i] = in[i - stride] | in[i];
   }
 }
 
@@ -181,7 +180,7 @@ void brick_states(const int64_t* bits_, uint8_t* states, int64_t cascades, int64
   const int B = int(resolution / 4);
   const int64_t count = int64_t(B) * B * B;
   std::fill(states + cascades * count, states + cascades * count + 4, 0);
-  parallel_pieces(cascades, [&](int64_t c) {
+  parallel_pieces(cascades, [=](int64_t c) {  // by value: bytes may alias anything, sizes included
     std::vector<uint8_t> buffer(2 * count);
     uint8_t *set = buffer.data(), *other = set + count;
     uint8_t* __restrict state = states + c * count;
