@@ -40,7 +40,7 @@ class SceneFacts:
     scene_to_world: tuple[tuple[float, ...], ...]  # 4 x 4 similarity
     name: str
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scene frame, unit
-    first_view: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world of the first photograph, scene frame
+    home: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world: a view to begin with, scene frame
 
     @staticmethod
     def of(scene: Scene) -> SceneFacts:
@@ -51,7 +51,7 @@ class SceneFacts:
             _rows(scene.scene_to_world),
             scene.name,
             tuple(scene.up.tolist()),
-            _rows(scene.frames[0].camera.camera_to_world),
+            _rows(home_view(scene)),
         )
 
     @property
@@ -99,6 +99,13 @@ class Asked:
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: expected a run's configuration, got {error!r}; fit again, or restore the file") from error
+
+
+def home_view(scene: Scene) -> Tensor:
+    """(4, 4) camera_to_world of the photograph that looks down on the scene most nearly as one looks at a table."""
+    down = [-float(frame.camera.forward @ scene.up) for frame in scene.frames]
+    best = min(range(len(down)), key=lambda i: abs(down[i] - 0.4))
+    return scene.frames[best].camera.camera_to_world
 
 
 def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:

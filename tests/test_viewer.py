@@ -124,7 +124,9 @@ def test_mesh_is_moved_to_the_scene_frame(tmp_path):
     for name in ("mesh.glb", "mesh.ply"):
         save_mesh(mesh, tmp_path / name)
         with viewer(mesh=tmp_path / name) as page:
-            (tmp_path / "page.glb").write_bytes(page.mesh_glb())
+            data, colored = page.mesh_glb()
+        assert colored
+        (tmp_path / "page.glb").write_bytes(data)
         back = load_mesh(tmp_path / "page.glb", up="y")
         assert back.vertices.abs().max(0).values.tolist() == pytest.approx([0.5, 1, 1.5], abs=1e-6)
         assert back.colors.mean() == pytest.approx(0.5, abs=0.01)
@@ -447,14 +449,19 @@ def test_removed_and_empty_windows_are_left_alone(painting_loop):
 
 
 def test_an_error_is_reported_and_survived(painting_loop, capsys):
-    shown, renderer = [], painting_loop.stage.renderer
-    window = Window(shown.append)
+    shown, failures, renderer = [], [], painting_loop.stage.renderer
+    window, saved = Window(shown.append, failures.append), Window(shown.append, failures.append, once=True)
     renderer.error = RuntimeError("a fault in the field")
-    painting_loop.add(window)
-    painting_loop.show(window, look())
-    soon(lambda: window.shown_version == window.version)
+    for w in (window, saved):
+        painting_loop.add(w)
+        painting_loop.show(w, look())
+    soon(lambda: len(failures) == 2)
+    calls = renderer.calls
+    time.sleep(0.1)
+    assert renderer.calls == calls, "not tried again and again"
+    assert capsys.readouterr().err.count("a fault in the field") == 1
+    assert painting_loop._windows == [window]
     renderer.error = None
-    assert "a fault in the field" in capsys.readouterr().err
     painting_loop.show(window, look())
     soon(lambda: shown and shown[-1].sharpest)
 
@@ -762,6 +769,17 @@ def test_saving_a_picture_at_full_size(window):
     name, content = window.client.downloads[0]
     assert name == "ball_normal_001.png"
     assert Image.open(io.BytesIO(content)).size == (1280, 720)
+
+
+def test_a_fault_is_shown_on_the_page(window, capsys):
+    soon(lambda: sharp(window))
+    window.page.stage.renderer.error = RuntimeError("a fault in the field")
+    window.panel.refresh()
+    soon(lambda: "cannot be painted: a fault in the field" in window.panel._status.content)
+    window.panel._save_picture()
+    soon(lambda: ("The picture was not saved", "a fault in the field") in window.client.notes)
+    assert window.client.downloads == []
+    assert "a fault in the field" in capsys.readouterr().err
 
 
 def test_level_camera(window):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..run import home_view
 from .address import check_address
 from .painting import Stage
 from .photos import Photos
@@ -44,7 +45,7 @@ def view_run(run: Run, *, host: str = "127.0.0.1", port: int = 8080, mesh: Path 
         run=run.folder,
         mesh=mesh,
         up=facts.up,
-        home=None if facts.first_view is None else torch.tensor(facts.first_view),
+        home=None if facts.home is None else torch.tensor(facts.home),
         host=host,
         port=port,
     )
@@ -63,7 +64,7 @@ class FitView:
             photos=Photos(lambda: scene),
             run=folder,
             up=tuple(scene.up.tolist()),
-            home=scene.frames[0].camera.camera_to_world,
+            home=home_view(scene),
             host=host,
             port=port,
             turns=self.turns,

@@ -50,8 +50,14 @@ class Shown:
 class Window:
     """One browser window, or one picture to be saved (``once``: straight at full size, then gone)."""
 
-    def __init__(self, deliver: Callable[[Shown], None], *, once: bool = False) -> None:
-        self.deliver, self.once = deliver, once
+    def __init__(
+        self,
+        deliver: Callable[[Shown], None],
+        failed: Callable[[Exception], None] = lambda _: None,
+        *,
+        once: bool = False,
+    ) -> None:
+        self.deliver, self.failed, self.once = deliver, failed, once
         self.look: Look | None = None
         self.version = 0
         self.painting: Painting | None = None
@@ -80,6 +86,7 @@ class Loop:
         self._windows: list[Window] = []
         self._condition = threading.Condition()
         self._stopped = False
+        self._last_error = ""
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="polyfield-viewer", daemon=True)
 
@@ -129,11 +136,19 @@ class Loop:
             assert window is not None
             try:
                 self._serve(window)
-            except Exception:
-                traceback.print_exc()
-                window.shown_version, window.shown_divisor, window.painting = window.version, 1.0, None
-                if window.once:
-                    self.remove(window)
+            except Exception as error:
+                self._fail(window, error)
+
+    def _fail(self, window: Window, error: Exception) -> None:
+        """Say what is wrong, once, and wait for another view (or another step of a fit) before trying again."""
+        if repr(error) != self._last_error:
+            self._last_error = repr(error)
+            traceback.print_exc()
+        window.painting = None
+        window.shown_version, window.shown_divisor, window.shown_step = window.version, 1.0, self.step()
+        if window.once:
+            self.remove(window)
+        window.failed(error)
 
     def _next(self) -> Window | None:
         """The most urgent window; called with the lock held."""

@@ -7,6 +7,7 @@ are kept in the user's own units and converted.
 from __future__ import annotations
 
 import io
+import math
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ class Panel:
 
     def __init__(self, viewer: Viewer, client: Any) -> None:
         self.viewer, self.client = viewer, client
-        self.window = Window(self._deliver)
+        self.window = Window(self._deliver, self._failed)
         self.closed = False
         self._lock = threading.Lock()
         self._mesh: Any = None
@@ -185,6 +186,9 @@ class Panel:
         self._status.content = f"{width} x {height} · {state} · {shown.seconds * 1e3:.0f} ms"
         self.client.flush()
 
+    def _failed(self, error: Exception) -> None:
+        self._status.content = f"cannot be painted: {error}"
+
     def _save_picture(self) -> None:
         channel = self.channel
         if channel is None:
@@ -199,7 +203,11 @@ class Panel:
             note.remove()
             self.tell("Picture saved", name)
 
-        once = Window(deliver, once=True)
+        def failed(error: Exception) -> None:
+            note.remove()
+            self.tell("The picture was not saved", str(error), wrong=True)
+
+        once = Window(deliver, failed, once=True)
         self.viewer.loop.add(once)
         size = SAVE_SIZES[self._save_size.value] or self.size
         self.viewer.loop.show(once, Look(self._camera(size), channel, self.box))
@@ -228,14 +236,22 @@ class Panel:
         with self._lock:
             if self._show_mesh.value and self._mesh is None:
                 try:
-                    data = self.viewer.mesh_glb()
+                    data, colored = self.viewer.mesh_glb()
                 except UserError as error:
                     self.tell("The mesh cannot be shown", str(error), wrong=True)
                     return
+                if colored:
+                    self._light_evenly()
                 self._mesh = self.client.scene.add_glb("/mesh", data, cast_shadow=False, receive_shadow=False)
             if self._mesh is not None:
                 self._mesh.visible = bool(self._show_mesh.value)
         self.refresh()
+
+    def _light_evenly(self) -> None:
+        """A fitted mesh's colours hold the scene's own light already: the browser shows them as they are."""
+        self.client.scene.configure_environment_map(None)
+        self.client.scene.configure_default_lights(False)
+        self.client.scene.add_light_ambient("/light", intensity=math.pi)
 
     def _crop_changed(self) -> None:
         box = self.box

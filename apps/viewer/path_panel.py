@@ -122,12 +122,14 @@ class PathPanel:
             return
         self._playing.set()
         self._play.label, self._play.icon = "Stop", "player-stop"
+        self.panel.client.scene.remove_by_name("/path")  # not in the picture
         frames, started = self.recorder.frames(PREVIEW_FPS), time.perf_counter()
         while self._playing.is_set() and (at := int((time.perf_counter() - started) * PREVIEW_FPS)) < len(frames):
             self.panel.move(frames[at])
             time.sleep(1 / PREVIEW_FPS)
         self._playing.clear()
         if not self.panel.closed:
+            self._changed()
             self._play.label, self._play.icon = "Play", "player-play"
 
     def _write(self) -> None:

@@ -27,7 +27,7 @@ class PhotoPanel:
         gui = panel.client.gui
         with gui.add_folder("Photos", expand_by_default=False):
             self._show = gui.add_checkbox("Show", False, disabled=True, hint="Click one to look through it")
-            self._size = gui.add_slider("Size", 0.02, 0.5, 0.01, 0.12, disabled=True)
+            self._size = gui.add_slider("Size", 0.02, 0.5, 0.01, 0.08, disabled=True)
             self._go = gui.add_button_group("Go to", ("first", "previous", "next"), visible=False)
             self._note = gui.add_markdown("reading the photographs ...")
         self._show.on_update(lambda _: self._draw())
@@ -60,9 +60,9 @@ class PhotoPanel:
         self.panel.refresh()
 
     def update(self) -> None:
-        """Show the frusta, except those that the camera looks through: their photographs would cover the window."""
+        """Show the frusta, except those around the camera: their photographs would cover the window."""
         shown = bool(self._show.value)
-        eye, near = np.array(self.panel.pose.position), 0.5 * float(self._size.value)
+        eye, near = np.array(self.panel.pose.position), 2 * float(self._size.value)
         with self._lock:
             for photo, handle in zip(self.source.photos, self._frusta, strict=False):
                 visible = shown and float(np.linalg.norm(photo.camera.position.numpy() - eye)) > near

@@ -145,8 +145,11 @@ class Viewer:
         if panel is not None:
             panel.close()
 
-    def mesh_glb(self) -> bytes:
-        """The mesh for the browser, moved from the user's units to the page's. Raises UserError if the file is none."""
+    def mesh_glb(self) -> tuple[bytes, bool]:
+        """The mesh for the browser, moved from the user's units to the page's, and whether it has colours.
+
+        Raises UserError if the file is none.
+        """
         assert self.mesh is not None
         try:
             mesh = transform(load_mesh(self.mesh), transforms.similarity_inverse(self.scene_to_world.double()).float())
@@ -155,4 +158,4 @@ class Viewer:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "mesh.glb"
             save_mesh(mesh, file, up="y")  # as it stands: the page turns the whole scene to its own up
-            return file.read_bytes()
+            return file.read_bytes(), mesh.colors is not None
