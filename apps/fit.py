@@ -20,6 +20,10 @@ from .batches import PixelBatches
 from .errors import UserError
 
 
+MIN_RAYS, MAX_RAYS = 256, 65536
+MAX_COARSENESS = 8.0
+
+
 class NotFiniteError(UserError):
     """A loss became NaN or infinite: which term, at which step."""
 
@@ -51,6 +55,7 @@ class Job:
     learning_rate: Callable[[float], float]  # share of the budget spent -> factor on the groups' rates
     samples_per_step: int
     exposure: Exposure | None = None
+    least_rays: int = 1024
     rays_per_step: int = 1024
     step: int = 0
     elapsed: float = 0.0
@@ -69,7 +74,7 @@ class Job:
         return found | {"random.torch": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, float]:
-        return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step}
+        return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step, "coarseness": self.renderer.coarseness}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, float]) -> None:
         """Go on from what ``tensors`` and ``metadata`` described."""
@@ -88,7 +93,7 @@ class Job:
             generator.set_state(tensors[f"random.{name}"])
         torch.set_rng_state(tensors["random.torch"])
         self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
-        self.rays_per_step = int(metadata["rays_per_step"])
+        self.rays_per_step, self.renderer.coarseness = int(metadata["rays_per_step"]), float(metadata["coarseness"])
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"batches": self.batches.generator, "march": self.renderer.generator, "occupancy": self.generator}
@@ -143,13 +148,20 @@ def _one_step(job: Job, spent: float) -> Report:
         total.backward()
         job.optimizer.step()
     job.step += 1
-    job.rays_per_step = _adapted(job.rays_per_step, len(render.samples) if render.samples is not None else 0, job.samples_per_step)
+    _adapt(job, len(render.samples) if render.samples is not None else 0)
     return Report(job, step, values, spent)
 
 
-def _adapted(rays: int, samples: int, wanted: int) -> int:
-    """As many rays as fill the wanted number of samples, at most doubled at a time, in steps of 64."""
-    factor = min(max(wanted / max(samples, 1), 0.5), 2.0)
-    return int(min(max(rays * factor, 256), 65536)) // 64 * 64
+def _adapt(job: Job, samples: int) -> None:
+    """Steer the next step towards the wanted number of samples.
 
-
+    While space is foggy a ray meets hundreds of intervals: they are made longer then, rather than the rays too few. Once
+    surfaces have formed, intervals have their own length and the number of rays grows instead.
+    """
+    change = min(max(samples / job.samples_per_step, 0.5), 2.0)
+    longer = job.renderer.coarseness
+    if job.rays_per_step <= job.least_rays or longer > 1:
+        job.renderer.coarseness = min(max(longer * change**0.5, 1.0), MAX_COARSENESS)
+    if longer == 1 or longer >= MAX_COARSENESS:
+        least = job.least_rays if longer < MAX_COARSENESS else MIN_RAYS
+        job.rays_per_step = int(min(max(job.rays_per_step / change, least), MAX_RAYS)) // 64 * 64

@@ -47,6 +47,7 @@ class VolumeRenderer(nn.Module):
         self.background = background
         self.config = config
         self.generator = torch.Generator()
+        self.coarseness = 1.0  # while fitting, intervals are this much longer
 
     @property
     def step(self) -> float:
@@ -64,7 +65,8 @@ class VolumeRenderer(nn.Module):
 
     def _march(self, field: Field, rays: Rays) -> tuple[Samples, int]:
         jitter = torch.rand(len(rays), generator=self.generator) if self.training else None
-        samples = self.occupancy.march(rays, step=self.step, cone_angle=self.config.cone_angle, jitter=jitter)
+        longer = self.coarseness if self.training else 1.0
+        samples = self.occupancy.march(rays, step=self.step * longer, cone_angle=self.config.cone_angle * longer, jitter=jitter)
         marched = len(samples)
         with torch.no_grad():
             alphas = self.opacity(field.query(samples.positions(rays)), rays, samples)
