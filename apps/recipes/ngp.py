@@ -47,8 +47,8 @@ class OccupancyConfig:
     decay: float = 0.95
     every: int = 16
     """Steps between updates."""
-    warmup: int = 256
-    """Steps during which every cell is looked at."""
+    cells: int = 131072
+    """Cells looked at per update, half of them among the occupied ones; the first update looks at all."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Config:
                 step=job.renderer.step,
                 threshold=o.threshold,
                 decay=o.decay,
-                all_cells=job.step <= o.warmup,
+                all_cells=job.step <= o.every,
+                part=min(1.0, o.cells / job.renderer.occupancy.densities.numel()),
                 generator=job.generator,
             )
 
