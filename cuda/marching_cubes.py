@@ -99,8 +99,8 @@ class _Lattice:
         launch("marching_cubes_count", values.dtype, values, *shape, level, self.table, *rows_out, totals)
         self.vertices, self.faces, has_nan = totals.tolist()
         if has_nan:
-            index = values.isnan().nonzero()[0].tolist()
-            index = tuple(index[1:] if op == "marching_cubes" else index)
+            where = values.isnan().nonzero()[0].tolist()
+            index = tuple(where[1:] if op == "marching_cubes" else where)
             raise ValueError(
                 f"{op}: values: expected numbers, got NaN at index {index}; replace them, for "
                 "instance by values.nan_to_num(nan=...)"

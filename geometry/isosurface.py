@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,11 @@ def isosurface(
     return replace(mesh, normals=normals)
 
 
+def _region(blocks: Tensor, region: tuple[slice, ...]) -> Any:
+    """The index of the same part of some blocks."""
+    return (blocks, *region)
+
+
 class _Blocks:
     """A growing set of blocks of (n + 1)^3 values, and what is known about all others."""
 
@@ -114,7 +120,7 @@ class _Blocks:
 
     def to_world(self, index: Tensor) -> Tensor:
         """Index coordinates (*, 3) -> world."""
-        return self.low + index.to(self.low) * self.spacing
+        return torch.addcmul(self.low, index.to(self.low), self.spacing)
 
     def evaluate(self, points: Tensor) -> Tensor:
         """World points (N, 3) -> (N,) float32 on the CPU, in chunks."""
@@ -191,20 +197,19 @@ class _Blocks:
         seen = torch.zeros_like(wanted)
         while len(new := (wanted & ~seen).nonzero()):
             seen |= wanted
-            for part in new.flip(0).split(
-                BATCH
-            ):  # from the far end: a block's borders are its next neighbours' first values
+            # From the far end: the first values of a block are the border of the next that is evaluated.
+            for part in new.flip(0).contiguous().split(BATCH):
                 self.add(part, wanted)
 
     def add(self, coordinates: Tensor, wanted: Tensor) -> None:
         """Evaluate blocks (M, 3), keep those that the surface crosses, want the neighbours it leads to."""
         n, begin, end = self.n, self.count, self.count + len(coordinates)
         self.reserve(end)
-        axis = torch.arange(n)
+        axis = torch.arange(float(n))
         inner = torch.cartesian_prod(axis, axis, axis)
         for part in range(0, len(coordinates), step := max(1, self.chunk // n**3)):
-            index = coordinates[part : part + step, None] * n + inner
-            found = self.evaluate(self.to_world(index.reshape(-1, 3)))
+            index = (coordinates[part : part + step, None] * n).float() + inner
+            found = self.evaluate(self.to_world(index.view(-1, 3)))
             self.values[begin + part : begin + part + len(index), :n, :n, :n] = found.view(-1, n, n, n)
         self.slots[tuple(coordinates.T)] = torch.arange(begin, end, dtype=torch.int32)
         self.coordinates[begin:end] = coordinates
@@ -260,7 +265,7 @@ class _Blocks:
             here = tuple(slice(n, n + 1) if o else slice(0, n) for o in offset)
             there = tuple(slice(0, 1) if o else slice(0, n) for o in offset)
             has = neighbors >= 0
-            self.values[(begin + has.nonzero()[:, 0], *here)] = self.values[(neighbors[has], *there)]
+            self.values[_region(begin + has.nonzero()[:, 0], here)] = self.values[_region(neighbors[has], there)]
             local = torch.cartesian_prod(*(torch.arange(s.start, s.stop) for s in here))
             lacking = (~has).nonzero()[:, 0]
             block = (begin + lacking).repeat_interleave(len(local))
@@ -277,4 +282,4 @@ class _Blocks:
             neighbors = self.neighbor_slots(coordinates, offset)
             has = neighbors >= 0
             here, there = (tuple(place[o][side] for o in offset) for side in (0, 1))
-            self.values[(has.nonzero()[:, 0], *here)] = self.values[(neighbors[has], *there)]
+            self.values[_region(has.nonzero()[:, 0], here)] = self.values[_region(neighbors[has], there)]

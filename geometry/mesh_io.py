@@ -137,7 +137,7 @@ def _plain(mesh: Mesh, kind: str) -> bytes:
     import trimesh
 
     vertices, faces, normals, colors = _arrays(mesh)
-    made = trimesh.Trimesh(vertices.numpy(), faces, process=False)
+    made: Any = trimesh.Trimesh(vertices.numpy(), faces, process=False)
     if normals is not None:
         made.vertex_normals = normals.double().numpy()
     if colors is not None:
@@ -154,7 +154,7 @@ def _glb(mesh: Mesh, turn: Tensor) -> bytes:
     from trimesh.exchange.gltf import export_glb
 
     vertices, faces, normals, colors = _arrays(mesh)
-    made = trimesh.Trimesh((vertices @ turn.T).numpy(), faces, process=False)
+    made: Any = trimesh.Trimesh((vertices @ turn.T).numpy(), faces, process=False)
     if normals is not None:
         made.vertex_normals = (normals.float() @ turn.T).double().numpy()
     if colors is not None:
@@ -169,7 +169,7 @@ def _glb(mesh: Mesh, turn: Tensor) -> bytes:
             if "_color" in part["attributes"]:
                 part["attributes"]["COLOR_0"] = part["attributes"].pop("_color")
 
-    return export_glb(trimesh.Scene(made), include_normals=normals is not None, tree_postprocessor=finish)
+    return bytes(export_glb(trimesh.Scene(made), include_normals=normals is not None, tree_postprocessor=finish))
 
 
 def _from_trimesh(part: Any, *, is_linear: bool) -> Mesh:
