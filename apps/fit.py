@@ -21,7 +21,7 @@ from .errors import UserError
 
 
 MIN_RAYS, MAX_RAYS = 256, 65536
-MAX_COARSENESS = 8.0
+MAX_COARSENESS, COARSE_UNTIL = 8.0, 0.25  # times the intervals' length; share of the budget
 
 
 class NotFiniteError(UserError):
@@ -148,20 +148,22 @@ def _one_step(job: Job, spent: float) -> Report:
         total.backward()
         job.optimizer.step()
     job.step += 1
-    _adapt(job, len(render.samples) if render.samples is not None else 0)
+    _adapt(job, len(render.samples) if render.samples is not None else 0, spent)
     return Report(job, step, values, spent)
 
 
-def _adapt(job: Job, samples: int) -> None:
+def _adapt(job: Job, samples: int, spent: float) -> None:
     """Steer the next step towards the wanted number of samples.
 
-    While space is foggy a ray meets hundreds of intervals: they are made longer then, rather than the rays too few. Once
-    surfaces have formed, intervals have their own length and the number of rays grows instead.
+    While space is foggy a ray meets hundreds of intervals: early in a fit they are made longer then, rather than the rays
+    too few. Later they have their own length, which is what pictures are rendered with, and the rays give way.
     """
+    longest = max(1.0, MAX_COARSENESS * (1 - spent / COARSE_UNTIL))
     change = min(max(samples / job.samples_per_step, 0.5), 2.0)
     longer = job.renderer.coarseness
-    if job.rays_per_step <= job.least_rays or longer > 1:
-        job.renderer.coarseness = min(max(longer * change**0.5, 1.0), MAX_COARSENESS)
-    if longer == 1 or longer >= MAX_COARSENESS:
-        least = job.least_rays if longer < MAX_COARSENESS else MIN_RAYS
-        job.rays_per_step = int(min(max(job.rays_per_step / change, least), MAX_RAYS)) // 64 * 64
+    few = job.rays_per_step <= job.least_rays
+    if longer > 1 or few:
+        job.renderer.coarseness = min(max(longer * change**0.5, 1.0), longest)
+    if longer >= longest or (longer == 1 and not few) or change < 1:
+        wanted = job.rays_per_step / change
+        job.rays_per_step = int(min(max(wanted, MIN_RAYS), MAX_RAYS if longer == 1 else max(job.least_rays, MIN_RAYS))) // 64 * 64
