@@ -35,7 +35,9 @@ def write_whole(path: Path, write: Any) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or "No space left" in str(error):
-            raise UserError(f"{path}: could not be written ({error}); free some space or choose another folder with --run") from error
+            raise UserError(
+                f"{path}: could not be written ({error}); free some space or choose another folder with --run"
+            ) from error
         raise
 
 
@@ -57,7 +59,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get("polyfield", "{}"))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: expected a safetensors file written by polyfield, could not read it ({error})") from error
+        raise UserError(
+            f"{path}: expected a safetensors file written by polyfield, could not read it ({error})"
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -65,7 +69,9 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"step_*{SUFFIX}"), reverse=True)
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int = 2
+) -> Path:
     """Add a checkpoint, and remove all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}{SUFFIX}"

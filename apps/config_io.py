@@ -1,4 +1,4 @@
-"""Recipes as JSON: dataclasses of numbers, enums, paths, tuples and further dataclasses, there and back by their types."""
+"""Recipes as JSON: dataclasses of numbers, enums, paths, tuples and dataclasses, there and back by their types."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def from_json(kind: Any, data: Any, where: str = "config") -> Any:
         hints = typing.get_type_hints(kind)
         unknown = set(data) - {f.name for f in dataclasses.fields(kind)}
         if unknown:
-            raise UserError(f"{where}: unknown entries {', '.join(sorted(unknown))}; the run may come from a newer polyfield")
+            raise UserError(
+                f"{where}: unknown entries {', '.join(sorted(unknown))}; the run may come from a newer polyfield"
+            )
         return kind(**{name: from_json(hints[name], value, f"{where}.{name}") for name, value in data.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):

@@ -19,7 +19,6 @@ from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
 from .errors import UserError
 
-
 MIN_RAYS, MAX_RAYS = 256, 65536
 MAX_COARSENESS, COARSE_UNTIL = 8.0, 0.25  # times the intervals' length; share of the budget
 
@@ -55,6 +54,7 @@ class Job:
     learning_rate: Callable[[float], float]  # share of the budget spent -> factor on the groups' rates
     samples_per_step: int
     exposure: Exposure | None = None
+    reached: Tensor | None = None  # (bricks,) bool, while a survey of the occupancy grid is under way
     least_rays: int = 1024
     rays_per_step: int = 1024
     step: int = 0
@@ -71,6 +71,8 @@ class Job:
         for index, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         found |= {f"random.{k}": g.get_state() for k, g in self._generators().items()}
+        if self.reached is not None:
+            found["reached"] = self.reached
         return found | {"random.torch": torch.get_rng_state()}
 
     def metadata(self) -> dict[str, float]:
@@ -92,6 +94,7 @@ class Job:
         for name, generator in self._generators().items():
             generator.set_state(tensors[f"random.{name}"])
         torch.set_rng_state(tensors["random.torch"])
+        self.reached = tensors.get("reached")
         self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
         self.rays_per_step, self.renderer.coarseness = int(metadata["rays_per_step"]), float(metadata["coarseness"])
 
@@ -109,7 +112,12 @@ class Report:
     spent: float  # share of the budget
 
 
-def fit(job: Job, budget: Budget, after_step: Sequence[Callable[[Report], None]] = (), stop: Callable[[], bool] = lambda: False) -> None:
+def fit(
+    job: Job,
+    budget: Budget,
+    after_step: Sequence[Callable[[Report], None]] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Run ``job`` until ``budget`` is spent or ``stop()`` says so.
 
     Raises NotFiniteError, before anything is updated, when a loss is not finite.
@@ -135,13 +143,17 @@ def _one_step(job: Job, spent: float) -> Report:
     render = job.renderer.render(job.field, rays)  # type: ignore[arg-type]
     if job.exposure is not None:
         assert render.pixels.colors is not None
-        render = replace(render, pixels=replace(render.pixels, colors=job.exposure(render.pixels.colors, rays.camera_indices)))
+        render = replace(
+            render, pixels=replace(render.pixels, colors=job.exposure(render.pixels.colors, rays.camera_indices))
+        )
     step = Step(job.step, job.field, rays, render, target)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     values = {name: float(term.detach()) for name, term in terms.items()}
     for name, value in values.items():
         if not abs(value) < float("inf"):
-            raise NotFiniteError(f"fit: loss {name!r}: expected a finite number at step {job.step}, got {value}; lower the learning rate")
+            raise NotFiniteError(
+                f"fit: loss {name!r}: expected a finite number at step {job.step}, got {value}; lower the learning rate"
+            )
     job.optimizer.zero_grad()
     total = sum(terms.values(), torch.zeros(()))
     if total.requires_grad:
@@ -155,8 +167,8 @@ def _one_step(job: Job, spent: float) -> Report:
 def _adapt(job: Job, samples: int, spent: float) -> None:
     """Steer the next step towards the wanted number of samples.
 
-    While space is foggy a ray meets hundreds of intervals: early in a fit they are made longer then, rather than the rays
-    too few. Later they have their own length, which is what pictures are rendered with, and the rays give way.
+    While space is foggy a ray meets hundreds of intervals: early in a fit they are made longer then, rather than the
+    rays too few. Later they have their own length, which is what pictures are rendered with, and the rays give way.
     """
     longest = max(1.0, MAX_COARSENESS * (1 - spent / COARSE_UNTIL))
     change = min(max(samples / job.samples_per_step, 0.5), 2.0)
@@ -166,4 +178,6 @@ def _adapt(job: Job, samples: int, spent: float) -> None:
         job.renderer.coarseness = min(max(longer * change**0.5, 1.0), longest)
     if longer >= longest or (longer == 1 and not few) or change < 1:
         wanted = job.rays_per_step / change
-        job.rays_per_step = int(min(max(wanted, MIN_RAYS), MAX_RAYS if longer == 1 else max(job.least_rays, MIN_RAYS))) // 64 * 64
+        job.rays_per_step = (
+            int(min(max(wanted, MIN_RAYS), MAX_RAYS if longer == 1 else max(job.least_rays, MIN_RAYS))) // 64 * 64
+        )

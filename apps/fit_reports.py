@@ -65,7 +65,9 @@ class Progress:
         self.every = 10.0 if quiet else 0.5
         self.quiet, self.budget, self.scene = quiet, budget, scene
         self.console = Console(soft_wrap=True)
-        self.bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=self.console, disable=quiet)
+        self.bar = Progress(
+            BarColumn(bar_width=20), TextColumn("{task.description}"), console=self.console, disable=quiet
+        )
         self.task = self.bar.add_task("starting", total=1.0)
         self.rates = Rates()
 
@@ -129,7 +131,9 @@ class Previews:
     def __init__(self, folder: Path, frame: Frame, every: float, pixels: int = 160 * 160) -> None:
         self.folder, self.every, self.last = folder / "previews", every, 0.0
         shrink = max(1.0, math.sqrt(frame.camera.width * frame.camera.height / pixels))
-        self.camera = frame.camera.resized(max(1, round(frame.camera.width / shrink)), max(1, round(frame.camera.height / shrink)))
+        self.camera = frame.camera.resized(
+            max(1, round(frame.camera.width / shrink)), max(1, round(frame.camera.height / shrink))
+        )
 
     def __call__(self, report: Report) -> None:
         if report.job.elapsed - self.last < self.every:

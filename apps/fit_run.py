@@ -87,8 +87,14 @@ def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
             watch.stay()
     if stopped():
         print(f"Stopped at step {job.step}; go on with: polyfield fit {name} {data} --run {folder} --resume")
-    print(f"Fitted {scene.name} in {job.elapsed:.1f} s ({job.step} steps, peak memory {peak_memory_bytes() / 2**30:.2f} GB): {folder}")
-    print(f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n  polyfield view {folder}")
+    print(
+        f"Fitted {scene.name} in {job.elapsed:.1f} s ({job.step} steps, "
+        f"peak memory {peak_memory_bytes() / 2**30:.2f} GB): {folder}"
+    )
+    print(
+        f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n"
+        f"  polyfield view {folder}"
+    )
     return open_run(folder)
 
 
@@ -146,6 +152,11 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise UserError(f"fit: --run: expected a folder, got the file {folder}; choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise UserError(f"fit: --run: {folder} exists; go on with --resume, replace it with --overwrite, or choose another --run")
+            raise UserError(
+                f"fit: --run: {folder} exists; go on with --resume, replace it with --overwrite, "
+                "or choose another --run"
+            )
         if not (folder / "config.json").is_file():
-            raise UserError(f"fit: --overwrite: {folder} is no run folder (it has no config.json); choose another --run")
+            raise UserError(
+                f"fit: --overwrite: {folder} is no run folder (it has no config.json); choose another --run"
+            )

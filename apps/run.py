@@ -1,11 +1,11 @@
 """A run is a folder: what was asked (``config.json``), checkpoints, and the fitted scene (``scene.safetensors``).
 
-    RUN/config.json          recipe, its configuration, data, seed, and what of the scene a fitted field depends on
-    RUN/scene.safetensors    field and renderer as fitted, without optimizer state
-    RUN/checkpoints/         step_*.safetensors, the newest two
-    RUN/log.jsonl            one line per report while fitting
-    RUN/metrics.json         written by ``polyfield evaluate``
-    RUN/previews/            pictures made while fitting
+RUN/config.json          recipe, its configuration, data, seed, and what of the scene a fitted field depends on
+RUN/scene.safetensors    field and renderer as fitted, without optimizer state
+RUN/checkpoints/         step_*.safetensors, the newest two
+RUN/log.jsonl            one line per report while fitting
+RUN/metrics.json         written by ``polyfield evaluate``
+RUN/previews/            pictures made while fitting
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class Asked:
     facts: SceneFacts
 
     def save(self, folder: Path) -> None:
-        content = {"polyfield": polyfield.__version__, **{k: to_json(getattr(self, k)) for k in self.__dataclass_fields__}}
+        content = {
+            "polyfield": polyfield.__version__,
+            **{k: to_json(getattr(self, k)) for k in self.__dataclass_fields__},
+        }
         text = json.dumps(content, indent=2) + "\n"
         write_whole(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -83,7 +86,10 @@ class Asked:
         """Raises UserError if the folder is no run."""
         path = folder / "config.json"
         if not path.is_file():
-            raise UserError(f"{folder}: expected a run folder with config.json, found none; give the folder that `polyfield fit` made")
+            raise UserError(
+                f"{folder}: expected a run folder with config.json, found none; "
+                "give the folder that `polyfield fit` made"
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             config = discover.load(RECIPES, content["recipe"], f"{path}: recipe").Config
@@ -98,7 +104,9 @@ class Asked:
                 facts=_facts(content["facts"]),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: expected a run's configuration, got {error!r}; fit again, or restore the file") from error
+            raise UserError(
+                f"{path}: expected a run's configuration, got {error!r}; fit again, or restore the file"
+            ) from error
 
 
 def home_view(scene: Scene) -> Tensor:
@@ -153,7 +161,9 @@ def open_run(folder: Path | str) -> Run:
     path = folder / "scene.safetensors"
     loaded = load_tensors(path) if path.is_file() else load_newest(folder / "checkpoints")
     if loaded is None:
-        raise UserError(f"{folder}: expected a fitted scene or a checkpoint, found none; let `polyfield fit --resume` finish first")
+        raise UserError(
+            f"{folder}: expected a fitted scene or a checkpoint, found none; let `polyfield fit --resume` finish first"
+        )
     tensors, metadata = loaded
     field, renderer = asked.config.build_model(asked.facts)
     for prefix, part in (("field.", field), ("renderer.", renderer)):

@@ -47,7 +47,8 @@ def main() -> int:
 def line(row: Row) -> str:
     """One row as text."""
     ratio = "" if row.ratio is None else f"{row.ratio:8.2f}x"
-    return f"{row.name:<58} {row.value:10.3f} {row.unit:<12} {ratio:>9}  {row.reference}{'; aim ' + row.aim if row.aim else ''}"
+    aim = f"; aim {row.aim}" if row.aim else ""
+    return f"{row.name:<58} {row.value:10.3f} {row.unit:<12} {ratio:>9}  {row.reference}{aim}"
 
 
 if __name__ == "__main__":

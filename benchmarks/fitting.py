@@ -16,7 +16,9 @@ from .scenes import data_root
 
 def polyfield(*arguments: str) -> str:
     """Output of one command. Raises CalledProcessError, after printing what it said, if it fails."""
-    done = subprocess.run([sys.executable, "-m", "polyfield.apps", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "polyfield.apps", *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         print(done.stdout, done.stderr, file=sys.stderr)
         done.check_returncode()

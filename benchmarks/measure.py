@@ -48,7 +48,12 @@ def seconds(call: Callable[[], object], *, budget: float = 2.0, least: int = 5, 
 
 
 def pair(
-    ours: Callable[[], object], reference: Callable[[], object] | None, *, budget: float = 4.0, least: int = 5, warmup: int = 2
+    ours: Callable[[], object],
+    reference: Callable[[], object] | None,
+    *,
+    budget: float = 4.0,
+    least: int = 5,
+    warmup: int = 2,
 ) -> tuple[float, float]:
     """Median wall times of two calls that alternate: (ours, reference)."""
     calls = [ours] if reference is None else [ours, reference]
@@ -72,7 +77,9 @@ def fma_peak() -> float:
     """Float32 operations per second of this machine's multiply-add units, with the threads in use."""
     threads, rounds = torch.get_num_threads(), 2_000_000
     result = torch.zeros(threads)
-    best = min(seconds(lambda: native.launch("fma_peak", None, result, threads, rounds), budget=0.3, least=5) for _ in range(3))
+    best = min(
+        seconds(lambda: native.launch("fma_peak", None, result, threads, rounds), budget=0.3, least=5) for _ in range(3)
+    )
     return 24 * native.module().lanes * rounds * threads / best
 
 

@@ -64,9 +64,17 @@ def _hash_encode(points: Tensor, table: Tensor, layout: HashLayout, *, half=None
     return hash_reference.hash_encode(points, table, layout)
 
 
-def march(grid: OccupancyGrid, rays, *, step: float, cone_angle: float = 0.0, jitter: Tensor | None = None) -> Samples:
+def march(
+    grid: OccupancyGrid,
+    rays,
+    *,
+    step: float,
+    cone_angle: float = 0.0,
+    jitter: Tensor | None = None,
+    skip_hidden: bool = False,
+) -> Samples:
     """All intervals of all rays, tested against the grid: the lattice of ``polyfield.cuda.marching.march_grid``."""
-    cascades, resolution, half = len(grid.bits), grid.resolution, grid.half
+    cascades, resolution, half = len(grid.bits), grid.resolution, grid.half_extent
     outer = half * 2 ** (cascades - 1)
     inverse = 1 / torch.where(rays.directions.abs() < 1e-12, torch.full_like(rays.directions, 1e-12), rays.directions)
     a, b = (-outer - rays.origins) * inverse, (outer - rays.origins) * inverse
@@ -81,7 +89,8 @@ def march(grid: OccupancyGrid, rays, *, step: float, cone_angle: float = 0.0, ji
         cascade += (reach >= half * 2 ** (c - 1)) | (dt > 2 * half * 2 ** (c - 1) / resolution * (1 + 1e-6))
     cell = (((points / (half * 2.0 ** cascade[..., None])) + 1) * (resolution / 2)).long().clamp(0, resolution - 1)
     brick, local, bricks = cell // 4, cell % 4, resolution // 4
-    word = grid.bits.reshape(-1)[((cascade * bricks + brick[..., 0]) * bricks + brick[..., 1]) * bricks + brick[..., 2]]
+    bits = grid.bits.masked_fill(grid.hidden, 0) if skip_hidden else grid.bits
+    word = bits.reshape(-1)[((cascade * bricks + brick[..., 0]) * bricks + brick[..., 1]) * bricks + brick[..., 2]]
     occupied = (word >> (local[..., 0] * 16 + local[..., 1] * 4 + local[..., 2])) & 1 == 1
     kept = occupied & (middle < end[:, None]) & (start < end)[:, None]
     counts = kept.sum(1)
@@ -90,7 +99,9 @@ def march(grid: OccupancyGrid, rays, *, step: float, cone_angle: float = 0.0, ji
     return Samples(t[kept], (t + dt)[kept], indices, offsets)
 
 
-def _lattice(start: Tensor, end: Tensor, jitter: Tensor | None, step: float, cone: float, longest: float) -> tuple[Tensor, Tensor]:
+def _lattice(
+    start: Tensor, end: Tensor, jitter: Tensor | None, step: float, cone: float, longest: float
+) -> tuple[Tensor, Tensor]:
     """Starts and lengths (R, K) of each ray's intervals, closed in k."""
     count = lambda u0, u1: max(int((u1 - u0).clamp(min=0).nan_to_num(0, 0, 0).max()) + 2, 1)  # noqa: E731
     shift = torch.zeros_like(start) if jitter is None else jitter
@@ -120,6 +131,8 @@ def prune(alphas: Tensor, samples: Samples, *, min_transmittance: float, min_alp
     index = samples.ray_indices.long()
     before = total[:-1] - total[samples.ray_offsets.long()[index]]
     kept = (before.exp() >= min_transmittance) & (alphas >= min_alpha)
-    counts = torch.zeros(len(samples.ray_offsets) - 1, dtype=torch.long).index_add(0, index[kept], torch.ones_like(index[kept]))
+    counts = torch.zeros(len(samples.ray_offsets) - 1, dtype=torch.long).index_add(
+        0, index[kept], torch.ones_like(index[kept])
+    )
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]).int()
     return Samples(samples.t_starts[kept], samples.t_ends[kept], samples.ray_indices[kept], offsets)

@@ -10,7 +10,9 @@ FLOATS = (torch.float32, torch.float64)
 
 def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     """Raise ValueError unless ``tensor`` has ``shape``; None stands for any size."""
-    if tensor.dim() != len(shape) or any(want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)):
+    if tensor.dim() != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)
+    ):
         wanted = ", ".join("*" if s is None else str(s) for s in shape)
         raise ValueError(f"{op}: {name}: expected shape ({wanted}), got {tuple(tensor.shape)}; reshape it")
 
@@ -20,7 +22,7 @@ def check_dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> Non
     if tensor.dtype not in dtypes:
         wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(tensor.dtype).removeprefix("torch.")
-        raise TypeError(f"{op}: {name}: expected {wanted}, got {got}; convert it with .to(torch.{str(dtypes[0]).removeprefix('torch.')})")
+        raise TypeError(f"{op}: {name}: expected {wanted}, got {got}; convert it with .to({dtypes[0]})")
 
 
 def check_range(op: str, name: str, value: int | float, low: int | float, high: int | float) -> None:

@@ -51,7 +51,8 @@ def isa() -> str:
         return found[-1]
     if wanted not in found:
         raise RuntimeError(
-            f"{ISA_VARIABLE}: expected one of {', '.join(found)} on this processor, got {wanted!r}; unset it to choose the best"
+            f"{ISA_VARIABLE}: expected one of {', '.join(found)} on this processor, got {wanted!r}; "
+            "unset it to choose the best"
         )
     return wanted
 
@@ -83,9 +84,14 @@ def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | int | floa
     for index, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             if not argument.is_cpu:
-                raise ValueError(f"{name}: argument {index}: expected a CPU tensor, got {argument.device}; move it with .cpu()")
+                raise ValueError(
+                    f"{name}: argument {index}: expected a CPU tensor, got {argument.device}; move it with .cpu()"
+                )
             if not argument.is_contiguous():
-                raise ValueError(f"{name}: argument {index}: expected a contiguous tensor, got strides {argument.stride()}; call .contiguous()")
+                raise ValueError(
+                    f"{name}: argument {index}: expected a contiguous tensor, got strides {argument.stride()}; "
+                    "call .contiguous()"
+                )
             slots.append(argument.data_ptr())
         else:
             slots.append(0 if argument is None else argument)

@@ -8,8 +8,9 @@ DATA is a folder with a posed capture (transforms.json), or ``demo``.
 import sys
 from pathlib import Path
 
-import polyfield
 from polyfield.apps.images import save_png
+
+import polyfield
 
 
 def main(data: str = "demo", seconds: float = 30) -> None:

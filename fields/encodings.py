@@ -51,7 +51,9 @@ class HashGrid(nn.Module):
             finest_resolution=config.finest_resolution,
         )
         self.table = nn.Parameter(torch.empty(self.layout.entries, config.features).uniform_(-1e-4, 1e-4))
-        self.register_buffer("half_table", self.table.detach().to(torch.bfloat16) if config.half else None, persistent=False)
+        self.register_buffer(
+            "half_table", self.table.detach().to(torch.bfloat16) if config.half else None, persistent=False
+        )
 
     @property
     def out_channels(self) -> int:

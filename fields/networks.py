@@ -31,10 +31,12 @@ class MlpConfig:
 class Mlp(nn.Module):
     """inputs (N, C_in) -> (N, C_out)."""
 
-    def __init__(self, inputs: int, outputs: int, config: MlpConfig, *, bfloat16: bool = False, biases: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, config: MlpConfig, *, bfloat16: bool = False, biases: bool = False
+    ) -> None:
         super().__init__()
         sizes = [inputs, *[config.width] * config.hidden_layers, outputs]
-        self.bfloat16 = bfloat16
+        self.rounded = bfloat16  # products in bfloat16
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList() if biases else None
         for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
@@ -45,4 +47,4 @@ class Mlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         biases = None if self.biases is None else list(self.biases)
-        return mlp(inputs, list(self.weights), biases, bfloat16=self.bfloat16)
+        return mlp(inputs, list(self.weights), biases, bfloat16=self.rounded)

@@ -49,7 +49,9 @@ class RadianceGrid(nn.Module):
         bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
         self.config = config
         self.encoding = config.grid.build()
-        self.density_network = config.density.build(self.encoding.out_channels, config.geometry_features, bfloat16=bfloat16)
+        self.density_network = config.density.build(
+            self.encoding.out_channels, config.geometry_features, bfloat16=bfloat16
+        )
         inputs = (config.sh_degree + 1) ** 2 + config.geometry_features
         self.color_network = config.color.build(inputs, 3, bfloat16=bfloat16)
         self.register_buffer("bounds_low", bounds.low.clone())

@@ -42,6 +42,7 @@ class OccupancyGrid(nn.Module):
 
     densities: Tensor  # (cascades, resolution^3) float32, z fastest; -1 = never occupied
     bits: Tensor  # (cascades, (resolution / 4)^3) int64, one word per brick: see cuda.occupancy
+    hidden: Tensor  # (cascades, (resolution / 4)^3) bool, bricks behind surfaces: see ``hide``
 
     def __init__(self, resolution: int = 128, cascades: int = 1, half: float = 1.0) -> None:
         super().__init__()
@@ -55,14 +56,16 @@ class OccupancyGrid(nn.Module):
             raise ValueError(f"OccupancyGrid: cascades: expected 1 to 16 and fewer than 2^31 cells, got {cascades}")
         if not (half > 0 and math.isfinite(half)):
             raise ValueError(f"OccupancyGrid: half: expected a positive number, got {half}")
-        self.resolution, self.cascades, self.half = resolution, cascades, float(half)
+        self.resolution, self.cascades, self.half_extent = resolution, cascades, float(half)
         self.register_buffer("densities", torch.zeros(cascades, resolution**3))
         self.register_buffer("bits", torch.full((cascades, (resolution // 4) ** 3), -1, dtype=torch.int64))
+        self.register_buffer("hidden", torch.zeros(cascades, (resolution // 4) ** 3, dtype=torch.bool))
         self._states: Tensor | None = None  # of bits
+        self._reachable: tuple[Tensor, Tensor] | None = None  # bits without what is hidden, and their states
         self._seen: Tensor | None = None  # cells that are not -1
 
     def __repr__(self) -> str:
-        return f"OccupancyGrid(resolution={self.resolution}, cascades={self.cascades}, half={self.half})"
+        return f"OccupancyGrid(resolution={self.resolution}, cascades={self.cascades}, half={self.half_extent})"
 
     @property
     def share(self) -> float:
@@ -70,38 +73,78 @@ class OccupancyGrid(nn.Module):
         return len(occupied_cells(self.bits, self.resolution)) / self.densities.numel()
 
     def march(
-        self, rays: Rays, *, step: float, cone_angle: float = 0.0, jitter: Tensor | None = None, max_samples: int = 0
+        self,
+        rays: Rays,
+        *,
+        step: float,
+        cone_angle: float = 0.0,
+        jitter: Tensor | None = None,
+        max_samples: int = 0,
+        skip_hidden: bool = False,
     ) -> Samples:
         """The intervals of rays that lie in occupied cells; see ``cuda.marching.march_grid``."""
         if self._states is None:
             self._states = brick_states(self.bits, self.resolution)
+            reachable = self.bits.masked_fill(self.hidden, 0)
+            self._reachable = reachable, brick_states(reachable, self.resolution)
+        bits, states = self._reachable if skip_hidden and self._reachable is not None else (self.bits, self._states)
         packed = march_grid(
             rays.origins,
             rays.directions,
             rays.near,
             rays.far,
-            self.bits,
+            bits,
             resolution=self.resolution,
-            half=self.half,
+            half=self.half_extent,
             step=step,
             cone_angle=cone_angle,
             jitter=jitter,
             max_samples=max_samples,
-            states=self._states,
+            states=states,
         )
         return Samples(*packed)
 
     def occupied(self, points: Tensor) -> Tensor:
         """points (N, 3) -> (N,) bool: whether the finest cascade that contains a point is occupied there."""
-        reach = points.abs().amax(-1) / self.half
+        reach = points.abs().amax(-1) / self.half_extent
         cascade = torch.log2(reach.clamp(min=1)).ceil().long().clamp(max=self.cascades - 1)
         inside = reach <= 2.0 ** (self.cascades - 1)
-        position = (points / (self.half * 2.0 ** cascade[:, None]) + 1) * (self.resolution / 2)
+        position = (points / (self.half_extent * 2.0 ** cascade[:, None]) + 1) * (self.resolution / 2)
         cell = position.long().clamp(0, self.resolution - 1)
         brick, local, bricks = cell // 4, cell % 4, self.resolution // 4
         index = ((cascade * bricks + brick[:, 0]) * bricks + brick[:, 1]) * bricks + brick[:, 2]
         bit = local[:, 0] * 16 + local[:, 1] * 4 + local[:, 2]
         return ((self.bits.view(-1)[index] >> bit) & 1).bool() & inside
+
+    def bricks(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N,) int64: cascade * (resolution / 4)^3 + brick, in the finest cascade around the point."""
+        reach = points.abs().amax(-1) / self.half_extent
+        cascade = torch.log2(reach.clamp(min=1)).ceil().long().clamp(max=self.cascades - 1)
+        n = self.resolution // 4
+        scale = self.half_extent * torch.exp2(cascade.float())
+        brick = ((points / scale[:, None] + 1) * (n / 2)).long().clamp(0, n - 1)
+        return ((cascade * n + brick[:, 0]) * n + brick[:, 1]) * n + brick[:, 2]
+
+    def hide(self, reached: Tensor) -> None:
+        """Let ``march(..., skip_hidden=True)`` pass over the bricks that no ray reached, nor any of their neighbours.
+
+        reached (cascades * (resolution / 4)^3,) bool, by number as ``bricks`` gives them. What lies behind surfaces
+        costs as much to march as what is seen, and a fit never empties it. Pictures and meshes look at all bricks.
+        """
+        n = self.resolution // 4
+        wide = nn.functional.max_pool3d(reached.view(self.cascades, 1, n, n, n).float(), 3, 1, 1)
+        # A coarser cascade also holds what a finer one covers (long intervals are looked up there): keep those bricks.
+        inner = torch.zeros(n, n, n, dtype=torch.bool)
+        inner[n // 4 : 3 * n // 4, n // 4 : 3 * n // 4, n // 4 : 3 * n // 4] = True
+        hidden = wide[:, 0] == 0
+        hidden[1:] &= ~inner
+        self.hidden.copy_(hidden.view(self.cascades, -1))
+        self._states = None
+
+    def reveal(self) -> None:
+        """Nothing is hidden any more."""
+        self.hidden.zero_()
+        self._states = None
 
     @torch.no_grad()
     def mark_unseen(self, sees: Callable[[Tensor], Tensor], *, cameras: int = 1) -> None:
@@ -112,7 +155,7 @@ class OccupancyGrid(nn.Module):
         neighbour; a cell beside a seen one counts as seen.
         """
         for cascade in range(self.cascades):
-            seen = self._seen_cells(sees, cameras, self.half * 2**cascade)
+            seen = self._seen_cells(sees, cameras, self.half_extent * 2**cascade)
             densities = self.densities[cascade]
             densities[~seen] = -1
             densities[seen & (densities < 0)] = 0
@@ -172,7 +215,9 @@ class OccupancyGrid(nn.Module):
             raise ValueError(f"OccupancyGrid.update: step: expected a positive length, got {step}")
         cells = self._seen_list() if all_cells else self._some_cells(part, generator)
         for chunk in cells.split(CHUNK):
-            points = cell_points(chunk, torch.rand(len(chunk), 3, generator=generator), self.resolution, self.half)
+            points = cell_points(
+                chunk, torch.rand(len(chunk), 3, generator=generator), self.resolution, self.half_extent
+            )
             values = density(points).reshape(-1).float()
             if len(values) != len(chunk):
                 raise ValueError(
@@ -180,7 +225,7 @@ class OccupancyGrid(nn.Module):
                     "return one per point"
                 )
             raise_densities(self.densities, chunk, torch.nan_to_num(values), decay)
-        least = min(-math.log1p(-threshold) / step, 0.99 * mean_density(self.densities))
+        least = min(-math.log1p(-threshold) / step, 0.5 * mean_density(self.densities))
         self._changed(pack_densities(self.densities, max(least, 1e-30), self.resolution))
 
     def _seen_list(self) -> Tensor:

@@ -26,7 +26,22 @@ _WHERE = {
     "save_mesh": "geometry.mesh_io",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Aabb",
+    "Camera",
+    "Mesh",
+    "Pixels",
+    "Rays",
+    "Samples",
+    "Scene",
+    "__version__",
+    "extract_mesh",
+    "fit_scene",
+    "load_mesh",
+    "open_run",
+    "open_scene",
+    "save_mesh",
+]
 
 if TYPE_CHECKING:
     from polyfield.apps.api import fit_scene

@@ -31,7 +31,7 @@ def ssim(colors: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
 
 
 def lpips(colors: Tensor, target: Tensor) -> float | None:
-    """Learned perceptual distance (AlexNet). colors, target (H, W, 3); None if the network or its weights are absent."""
+    """Learned perceptual distance (AlexNet). colors, target (H, W, 3); None if its weights are absent."""
     try:
         from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
 

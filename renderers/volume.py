@@ -31,7 +31,7 @@ class MarchConfig:
     """Step per distance: 0 = constant steps (bounded scenes); 1/256 for unbounded ones."""
     min_transmittance: float = 1e-4
     """What lies behind less than this is dropped."""
-    min_alpha: float = 1e-4
+    min_alpha: float = 1e-3
     """Intervals more transparent than this are dropped."""
     chunk: int = 8192
     """Rays at a time when an image is rendered: bounds the memory."""
@@ -52,7 +52,7 @@ class VolumeRenderer(nn.Module):
     @property
     def step(self) -> float:
         """Length of the shortest interval, scene units."""
-        return 2 * 3**0.5 * self.occupancy.half / self.config.steps_per_diagonal
+        return 2 * 3**0.5 * self.occupancy.half_extent / self.config.steps_per_diagonal
 
     def render(self, field: Field, view: Camera | Rays, *, normals: bool = False) -> Render:
         """Flat pixels (R,) with samples and gradients for Rays; an image (H, W), without them, for a Camera.
@@ -66,11 +66,16 @@ class VolumeRenderer(nn.Module):
     def _march(self, field: Field, rays: Rays) -> tuple[Samples, int]:
         jitter = torch.rand(len(rays), generator=self.generator) if self.training else None
         longer = self.coarseness if self.training else 1.0
-        samples = self.occupancy.march(rays, step=self.step * longer, cone_angle=self.config.cone_angle * longer, jitter=jitter)
+        cone_angle = self.config.cone_angle * longer
+        samples = self.occupancy.march(
+            rays, step=self.step * longer, cone_angle=cone_angle, jitter=jitter, skip_hidden=self.training
+        )
         marched = len(samples)
         with torch.no_grad():
             alphas = self.opacity(field.query(samples.positions(rays)), rays, samples)
-            samples = prune(alphas, samples, min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
+            samples = prune(
+                alphas, samples, min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha
+            )
         return samples, marched
 
     def _render_rays(self, field: Field, rays: Rays, normals: bool = False) -> Render:

@@ -5,9 +5,10 @@ import pkgutil
 
 import pytest
 import torch
-from polyfield import fields
 from polyfield.fields.protocols import Field, FieldOutput
 from polyfield.geometry import Aabb
+
+from polyfield import fields
 
 
 def field_configs():
@@ -17,7 +18,11 @@ def field_configs():
         members = vars(importlib.import_module(f"polyfield.fields.{module.name}"))
         for name, member in members.items():
             build = getattr(member, "build", None)
-            if name.endswith("Config") and member.__module__.endswith(module.name) and "bounds" in getattr(build, "__annotations__", {}):
+            if (
+                name.endswith("Config")
+                and member.__module__.endswith(module.name)
+                and "bounds" in getattr(build, "__annotations__", {})
+            ):
                 found.append(member)
     return found
 
@@ -39,7 +44,9 @@ def field(request):
 
 
 def points(n, seed=0):
-    return torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor([2.0, 4.0, 4.0]) + torch.tensor([-1.0, -2.0, -1.0])
+    return torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
+        [2.0, 4.0, 4.0]
+    ) + torch.tensor([-1.0, -2.0, -1.0])
 
 
 def unit(n):

@@ -1,4 +1,4 @@
-"""The main job on the built-in scene: it learns, repeats itself to the bit, resumes, and survives what users do to it."""
+"""The main job on the built-in scene: it learns, repeats itself to the bit, resumes, survives what users do to it."""
 
 import json
 import os
@@ -68,8 +68,9 @@ def test_evaluate_and_the_quality_of_a_short_fit(run):
 
 
 def test_extract(run, tmp_path):
-    from polyfield import load_mesh
     from polyfield.geometry.metrics import chamfer
+
+    from polyfield import load_mesh
 
     for ending in ("ply", "glb", "obj"):
         path = tmp_path / f"mesh.{ending}"
@@ -81,7 +82,9 @@ def test_extract(run, tmp_path):
     opened = open_run(run)
     truth = opened.scene().mesh
     world = opened.asked.facts.matrix
-    truth = replace(truth, vertices=(truth.vertices.double() @ world[:3, :3].double().T + world[:3, 3].double()).float())
+    truth = replace(
+        truth, vertices=(truth.vertices.double() @ world[:3, :3].double().T + world[:3, 3].double()).float()
+    )
     diagonal = float((truth.vertices.amax(0) - truth.vertices.amin(0)).norm())
     mesh = load_mesh(tmp_path / "mesh.ply")
     assert float(chamfer(mesh, truth)) < 0.05 * diagonal
@@ -103,7 +106,23 @@ def test_render_every_channel(run, tmp_path):
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert len(files) == 4 * len(open_scene("demo", downscale=4).test)
     assert Image.open(tmp_path / "out" / files[0]).size == (48, 48)
-    assert main(["render", str(run), "--views", "orbit", "--frames", "3", "--width", "32", "--output", str(tmp_path / "o.mp4")]) == 0
+    assert (
+        main(
+            [
+                "render",
+                str(run),
+                "--views",
+                "orbit",
+                "--frames",
+                "3",
+                "--width",
+                "32",
+                "--output",
+                str(tmp_path / "o.mp4"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "o.mp4").stat().st_size > 500
 
 
@@ -149,7 +168,17 @@ def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path):
 @pytest.mark.parametrize("delay", [0.0, 1.0, 4.0])
 def test_killed_at_any_moment_it_resumes(tmp_path, delay):
     folder = tmp_path / "run"
-    options = ["demo", "--run", str(folder), "--downscale", "4", "--checkpoint-every", "0.3", "--samples-per-step", "4096"]
+    options = [
+        "demo",
+        "--run",
+        str(folder),
+        "--downscale",
+        "4",
+        "--checkpoint-every",
+        "0.3",
+        "--samples-per-step",
+        "4096",
+    ]
     command = [sys.executable, "-m", "polyfield.apps", "fit", "ngp", *options]
     process = subprocess.Popen([*command, "--steps", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.monotonic() + 120
@@ -166,7 +195,20 @@ def test_killed_at_any_moment_it_resumes(tmp_path, delay):
 
 def test_an_interrupt_leaves_a_checkpoint(tmp_path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "polyfield.apps", "fit", "ngp", "demo", "--run", str(folder), "--downscale", "4", "--steps", "100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "polyfield.apps",
+        "fit",
+        "ngp",
+        "demo",
+        "--run",
+        str(folder),
+        "--downscale",
+        "4",
+        "--steps",
+        "100000",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     end = time.monotonic() + 120
     while not (folder / "log.jsonl").is_file() and time.monotonic() < end and process.poll() is None:
@@ -184,7 +226,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(scen
     checkpoints = Checkpoints(tmp_path, 1e9)
     fit(job, Budget(steps=5), SMALL.after_step())
     checkpoints.save(job)
-    job.losses = {**job.losses, "broken": lambda step: step.render.pixels.colors.sum() * (float("nan") if step.index >= 7 else 0.0)}
+    job.losses = {
+        **job.losses,
+        "broken": lambda step: step.render.pixels.colors.sum() * (float("nan") if step.index >= 7 else 0.0),
+    }
     before_nan = []
     with pytest.raises(NotFiniteError, match=r"fit: loss 'broken': expected a finite number at step 7, got nan"):
         fit(job, Budget(steps=20), [*SMALL.after_step(), lambda report: before_nan.append(parameters(job))])

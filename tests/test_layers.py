@@ -29,7 +29,7 @@ def imported_layers(layer, path):
         names = []
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            names = [".".join([*base, *((node.module or "").split(".") if node.module else [])] + [a.name]) for a in node.names]
+            names = [".".join([*base, *(node.module.split(".") if node.module else ()), a.name]) for a in node.names]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         for name in names:
@@ -38,7 +38,9 @@ def imported_layers(layer, path):
                 yield parts[1]
 
 
-@pytest.mark.parametrize(("layer", "path"), [s for layer in MAY_IMPORT for s in sources(layer)], ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize(
+    ("layer", "path"), [s for layer in MAY_IMPORT for s in sources(layer)], ids=lambda x: getattr(x, "name", x)
+)
 def test_imports_point_down(layer, path):
     upward = set(imported_layers(layer, path)) - MAY_IMPORT[layer] - {layer}
     assert not upward, f"{path.relative_to(ROOT)} imports {upward}"

@@ -30,7 +30,13 @@ def step():
     samples = Samples(t, t + 1, index, torch.arange(0, S + 1, S // R).int())
     alphas = torch.zeros(R).index_add(0, index.long(), weights)
     colors = alphas[:, None] * torch.rand(R, 3, generator=g)
-    render = Render(Pixels(colors, alphas, alphas * 2), torch.rand(R, 3, generator=g), samples, weights, FieldOutput(weights, torch.ones(S, 3)))
+    render = Render(
+        Pixels(colors, alphas, alphas * 2),
+        torch.rand(R, 3, generator=g),
+        samples,
+        weights,
+        FieldOutput(weights, torch.ones(S, 3)),
+    )
     target = Pixels(torch.rand(R, 3, generator=g), torch.rand(R, generator=g))
     rays = Rays(torch.zeros(R, 3), torch.ones(R, 3), torch.zeros(R), torch.ones(R))
     return Step(0, None, rays, render, target), weights
@@ -39,7 +45,7 @@ def step():
 @pytest.mark.parametrize("loss", list(all_losses()), ids=lambda c: c.__name__)
 def test_contract(loss):
     assert loss.__doc__
-    assert [f.name for f in dataclass_fields(loss)][0] == "weight"
+    assert next(f.name for f in dataclass_fields(loss)) == "weight"
     made, parameter = step()
     one, two = loss(weight=1.0)(made), loss(weight=2.5)(made)
     assert one.shape == ()
@@ -65,7 +71,9 @@ def test_huber_equals_the_squared_error_for_small_residuals_and_grows_linearly()
 
 def test_targets_with_alpha_lie_over_the_same_background():
     made, _ = step()
-    wanted = made.target.colors * made.target.alphas[:, None] + made.render.background * (1 - made.target.alphas[:, None])
+    wanted = made.target.colors * made.target.alphas[:, None] + made.render.background * (
+        1 - made.target.alphas[:, None]
+    )
     torch.testing.assert_close(made.target_colors, wanted)
 
 

@@ -6,7 +6,9 @@ from tests.reference import sh_basis as reference
 
 
 def unit(n, dtype=torch.float64, seed=0):
-    return torch.nn.functional.normalize(torch.randn(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1).to(dtype)
+    return torch.nn.functional.normalize(
+        torch.randn(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("degree", range(5))

@@ -29,7 +29,12 @@ class Ball:
 def renderer(field, steps=1024, background=(0.0, 0.0, 0.0), **changes):
     grid = OccupancyGrid(32, 1, 1.0)
     made = VolumeRenderer(grid, density, FixedBackground(background), MarchConfig(steps_per_diagonal=steps, **changes))
-    grid.update(lambda p: (p.norm(dim=-1) < field.radius + 0.1).float() * 1e3, step=made.step, all_cells=True, generator=torch.Generator().manual_seed(0))
+    grid.update(
+        lambda p: (p.norm(dim=-1) < field.radius + 0.1).float() * 1e3,
+        step=made.step,
+        all_cells=True,
+        generator=torch.Generator().manual_seed(0),
+    )
     return made.eval()
 
 
@@ -41,7 +46,9 @@ def camera_of(width, height, focal):
 def rays_at(*offsets):
     n = len(offsets)
     origins = torch.tensor([[-2.0, y, 0.0] for y in offsets])
-    return Rays(origins, torch.tensor([1.0, 0.0, 0.0]).expand(n, 3).contiguous(), torch.zeros(n), torch.full((n,), float("inf")))
+    return Rays(
+        origins, torch.tensor([1.0, 0.0, 0.0]).expand(n, 3).contiguous(), torch.zeros(n), torch.full((n,), float("inf"))
+    )
 
 
 def test_opacity_and_depth_of_a_ball():
@@ -119,6 +126,8 @@ def test_backgrounds():
 def test_density_law(size):
     from polyfield.geometry import Samples
 
-    samples = Samples(torch.tensor([0.0, 1.0]), torch.tensor([size, 1 + size]), torch.zeros(2).int(), torch.tensor([0, 2]).int())
+    samples = Samples(
+        torch.tensor([0.0, 1.0]), torch.tensor([size, 1 + size]), torch.zeros(2).int(), torch.tensor([0, 2]).int()
+    )
     alphas = density(FieldOutput(torch.tensor([0.0, 3.0])), rays_at(0.0), samples)
     torch.testing.assert_close(alphas, torch.tensor([0.0, 1 - math.exp(-3 * size)]))

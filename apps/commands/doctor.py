@@ -21,17 +21,19 @@ def run() -> None:
     """Versions, processor, instruction set, threads, memory, GPU; every kernel checked against a short reference."""
     import torch
 
+    import polyfield
+
     from ...cuda import native
     from ..self_check import CHECKS
-
-    import polyfield
 
     print(f"polyfield    {polyfield.__version__}, Python {platform.python_version()}, {platform.platform()}")
     print("packages     " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     print(f"processor    {_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used")
     available = ", ".join(native.available_isas())
     print(f"instructions {native.isa()} in use ({available} available; {native.ISA_VARIABLE} forces one)")
-    print(f"bfloat16     {'native matrix products' if native.has_bfloat16() else 'not native: float32 products instead'}")
+    print(
+        f"bfloat16     {'native matrix products' if native.has_bfloat16() else 'not native: float32 products instead'}"
+    )
     print(f"memory       {_memory()}")
     print(f"GPU          {_gpu()}")
     failed = 0
@@ -45,7 +47,10 @@ def run() -> None:
             print(f"kernel       {name:<16} FAILED: {problem}")
         failed += not good
     if failed:
-        raise UserError(f"doctor: {failed} kernels failed on {native.isa()}; try {native.ISA_VARIABLE}=portable and report this output")
+        raise UserError(
+            f"doctor: {failed} kernels failed on {native.isa()}; "
+            f"try {native.ISA_VARIABLE}=portable and report this output"
+        )
     sys.stdout.flush()
 
 
@@ -79,4 +84,5 @@ def _gpu() -> str:
     nvrtc = _version("cuda-core")
     if not torch.cuda.is_available():
         return f"none that torch can use (cuda-core for NVRTC: {nvrtc}); everything runs on the CPU"
-    return f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GB (cuda-core for NVRTC: {nvrtc})"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{torch.cuda.get_device_name()}, {memory:.0f} GB (cuda-core for NVRTC: {nvrtc})"

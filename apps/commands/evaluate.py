@@ -65,7 +65,9 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
         views.append(view)
         if index in rows:
             error = error_picture(pixels.colors, target)[..., None].expand(-1, -1, 3)
-            sheet.append(torch.cat([target, pixels.colors.clamp(0, 1), error, depth_picture(pixels.depths, pixels.alphas)], 1))
+            sheet.append(
+                torch.cat([target, pixels.colors.clamp(0, 1), error, depth_picture(pixels.depths, pixels.alphas)], 1)
+            )
     mean = lambda key: None if views[0][key] is None else sum(v[key] for v in views) / len(views)  # noqa: E731
     camera = scene.test[0].camera
     metrics = {

@@ -38,7 +38,9 @@ def run(
     from ..run import open_run
 
     output = output or run / "mesh.glb"
-    mesh = extract_mesh(open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces)
+    mesh = extract_mesh(
+        open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
+    )
     save_mesh(mesh, output)
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
     size = " x ".join(f"{x:.3g}" for x in (high - low).tolist())
@@ -65,7 +67,11 @@ def extract_mesh(
     from ...geometry.mesh_ops import largest_components, simplify, transform, with_colors
     from ..errors import UserError
 
-    for name, value, least in (("resolution", resolution, 8), ("components", components, 0), ("target-faces", target_faces, 4)):
+    for name, value, least in (
+        ("resolution", resolution, 8),
+        ("components", components, 0),
+        ("target-faces", target_faces, 4),
+    ):
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
     to_world = run.asked.facts.matrix

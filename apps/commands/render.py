@@ -111,10 +111,12 @@ def picture(pixels: Any, channel: Channel) -> Any:
     return pixels.alphas[..., None].expand(-1, -1, 3)
 
 
-def _write(run: Any, cameras: list[tuple[str, Any]], output: Path, channels: tuple[Channel, ...], fps: int) -> list[Path]:
+def _write(
+    run: Any, cameras: list[tuple[str, Any]], output: Path, channels: tuple[Channel, ...], fps: int
+) -> list[Path]:
     from rich.progress import track
 
-    from ..images import save_png, VideoWriter
+    from ..images import VideoWriter, save_png
 
     movie = output.suffix.lower() == ".mp4"
     (output.parent if movie else output).mkdir(parents=True, exist_ok=True)

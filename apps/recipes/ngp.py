@@ -49,13 +49,17 @@ class OccupancyConfig:
     """Steps between updates."""
     cells: int = 131072
     """Cells looked at per update, half of them among the occupied ones; the first update looks at all."""
+    survey_every: int = 512
+    """Steps between surveys of what training rays reach at all; the rest is not marched in between."""
+    survey_steps: int = 64
+    """Length of a survey."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Adam, with rates that fall exponentially after a short warm-up."""
 
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-2
     final_fraction: float = 0.05
     """Of the learning rate, at the end of the budget."""
     beta1: float = 0.9
@@ -74,7 +78,9 @@ class Config:
 
     default_steps: ClassVar[int] = 4000
 
-    field: RadianceGridConfig = field(default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(log2_size=17)))
+    field: RadianceGridConfig = field(
+        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17))
+    )
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -130,7 +136,23 @@ class Config:
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.update_occupancy]
+        return [self.update_occupancy, self.survey]
+
+    def survey(self, report: Report) -> None:
+        """Now and then, look for some steps which bricks training rays reach at all, and march only those after."""
+        job, o = report.job, self.occupancy
+        phase = job.step % o.survey_every
+        grid = job.renderer.occupancy
+        if job.step < o.survey_every:
+            return
+        if phase == 0:
+            grid.reveal()
+            job.reached = torch.zeros(grid.hidden.numel(), dtype=torch.bool)
+        if phase < o.survey_steps and job.reached is not None:
+            samples = report.step.render.samples
+            job.reached[grid.bricks(samples.positions(report.step.view))] = True
+        if phase == o.survey_steps and job.reached is not None:
+            grid.hide(job.reached)
 
     def update_occupancy(self, report: Report) -> None:
         job, o = report.job, self.occupancy

@@ -29,5 +29,10 @@ def run(device: str) -> Iterator[Row]:
 
     ours, theirs = pair(lambda: both(composite), lambda: both(reference.composite))
     yield Row(
-        "composite 32 samples per ray, forward + backward", theirs / ours, ours / len(alphas) * 1e9, "ns/sample", "torch reference", "1.5 ns"
+        "composite 32 samples per ray, forward + backward",
+        theirs / ours,
+        ours / len(alphas) * 1e9,
+        "ns/sample",
+        "torch reference",
+        "1.5 ns",
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from polyfield.apps.fit import Budget, Report, fit
 from polyfield.apps.recipes import ngp
 from polyfield.cuda import native

@@ -17,7 +17,13 @@ POINTS = 65536
 
 def run(device: str) -> Iterator[Row]:
     points = points_along_rays(POINTS // 64, 64)
-    for levels, features, log2_size, half in ((16, 2, 15, False), (16, 2, 17, False), (16, 2, 19, False), (16, 2, 19, True), (8, 4, 19, False)):
+    for levels, features, log2_size, half in (
+        (16, 2, 15, False),
+        (16, 2, 17, False),
+        (16, 2, 19, False),
+        (16, 2, 19, True),
+        (8, 4, 19, False),
+    ):
         layout = HashLayout.build(levels=levels, features=features, log2_size=log2_size)
         table = torch.empty(layout.entries, features).uniform_(-1, 1).requires_grad_()
         copy = table.detach().bfloat16() if half else None
@@ -39,6 +45,8 @@ def run(device: str) -> Iterator[Row]:
         yield Row(f"{name}, forward", None, seconds(forward) / POINTS * 1e9, "ns/point", "")
         if (levels, log2_size, half) == (16, 19, False):
             ours, theirs = pair(both, slow, budget=6)
-            yield Row(f"{name}, forward + backward", theirs / ours, ours / POINTS * 1e9, "ns/point", "torch reference", "40x")
+            yield Row(
+                f"{name}, forward + backward", theirs / ours, ours / POINTS * 1e9, "ns/point", "torch reference", "40x"
+            )
         else:
             yield Row(f"{name}, forward + backward", None, seconds(both) / POINTS * 1e9, "ns/point", "")

@@ -18,7 +18,7 @@ def run(device: str) -> Iterator[Row]:
     g = generator()
     grid = OccupancyGrid(128, 1, 1.0)
     grid.update(lambda p: 100.0 * ((p.norm(dim=-1) - 0.6).abs() < 0.04).float(), step=0.01, all_cells=True, generator=g)
-    share = float(grid.occupied((torch.rand(200_000, 3, generator=g) * 2 - 1)).float().mean())
+    share = float(grid.occupied(torch.rand(200_000, 3, generator=g) * 2 - 1).float().mean())
     origins = torch.nn.functional.normalize(torch.randn(RAYS, 3, generator=g), dim=-1) * 2.5
     directions = torch.nn.functional.normalize((torch.rand(RAYS, 3, generator=g) - 0.5) * 1.2 - origins, dim=-1)
     near, far = torch.zeros(RAYS), torch.full((RAYS,), float("inf"))

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 os.environ.setdefault("VTK_SMP_BACKEND_IN_USE", "STDThread")
 
-import torch  # noqa: E402
-from polyfield.cuda.marching_cubes import marching_cubes  # noqa: E402
+import torch
+from polyfield.cuda.marching_cubes import marching_cubes
 
-from ..measure import Row, pair, seconds  # noqa: E402
+from ..measure import Row, pair, seconds
 
 
 def gyroid(size: int, periods: float) -> torch.Tensor:
@@ -52,7 +52,11 @@ def _peers(values: torch.Tensor):
             edges.Update()
             return edges.GetOutput().GetNumberOfPolys()
 
-        yield f"VTK {vtk.VTK_VERSION} flying edges, {vtk.vtkSMPTools.GetEstimatedNumberOfThreads()} threads", flying_edges, "2.5x"
+        yield (
+            f"VTK {vtk.VTK_VERSION} flying edges, {vtk.vtkSMPTools.GetEstimatedNumberOfThreads()} threads",
+            flying_edges,
+            "2.5x",
+        )
     except ImportError:
         print("marching_cubes: vtk is not installed: pip install 'polyfield[benchmark]'")
     try:

@@ -35,10 +35,32 @@ def run(device: str) -> Iterator[Row]:
             call(inputs, weights, **options).backward(upstream)
 
         time = seconds(forward)
-        yield Row(f"mlp {name}, forward", operations / time / peak, time / SAMPLES * 1e9, "ns/sample", "of the peak", "0.80x")
+        yield Row(
+            f"mlp {name}, forward", operations / time / peak, time / SAMPLES * 1e9, "ns/sample", "of the peak", "0.80x"
+        )
         ours, torchs = pair(both, lambda both=both: both(reference.mlp))
-        yield Row(f"mlp {name}, forward + backward", 3 * operations / ours / peak, ours / SAMPLES * 1e9, "ns/sample", "of the peak", "0.65x")
-        yield Row(f"mlp {name}, forward + backward, vs torch", torchs / ours, ours / SAMPLES * 1e9, "ns/sample", "torch reference")
+        yield Row(
+            f"mlp {name}, forward + backward",
+            3 * operations / ours / peak,
+            ours / SAMPLES * 1e9,
+            "ns/sample",
+            "of the peak",
+            "0.65x",
+        )
+        yield Row(
+            f"mlp {name}, forward + backward, vs torch",
+            torchs / ours,
+            ours / SAMPLES * 1e9,
+            "ns/sample",
+            "torch reference",
+        )
         if native.has_bfloat16():
             half, full = pair(lambda both=both: both(bfloat16=True), both)
-            yield Row(f"mlp {name} bfloat16, forward + backward", full / half, half / SAMPLES * 1e9, "ns/sample", "our float32", "1.6x")
+            yield Row(
+                f"mlp {name} bfloat16, forward + backward",
+                full / half,
+                half / SAMPLES * 1e9,
+                "ns/sample",
+                "our float32",
+                "1.6x",
+            )

@@ -24,6 +24,13 @@ def wall(*command: str) -> float:
 def run(device: str) -> Iterator[Row]:
     alone = wall("-c", "import torch")
     names = "import torch, polyfield; polyfield.Camera, polyfield.open_run, polyfield.fit_scene"
-    yield Row("import polyfield, beyond torch", None, wall("-c", "import torch, polyfield") - alone, "s", "import torch", "0.2 s")
+    yield Row(
+        "import polyfield, beyond torch",
+        None,
+        wall("-c", "import torch, polyfield") - alone,
+        "s",
+        "import torch",
+        "0.2 s",
+    )
     yield Row("import of every public name, beyond torch", None, wall("-c", names) - alone, "s", "import torch")
     yield Row("polyfield --help", None, wall("-m", "polyfield.apps", "--help"), "s", "", "1 s")

@@ -24,7 +24,9 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
     basis = []
     for band in range(degree + 1):
         for m in range(-band, band + 1):
-            k = math.sqrt((2 * band + 1) / (4 * math.pi) * math.factorial(band - abs(m)) / math.factorial(band + abs(m)))
+            k = math.sqrt(
+                (2 * band + 1) / (4 * math.pi) * math.factorial(band - abs(m)) / math.factorial(band + abs(m))
+            )
             trig = torch.ones_like(x) if m == 0 else math.sqrt(2) * (cos[m] if m > 0 else sin[-m])
             basis.append(k * legendre[band, abs(m)] * trig)
     return torch.stack(basis, -1)
