@@ -30,7 +30,7 @@ def from_json(kind: Any, data: Any, where: str = "config") -> Any:
 
     An entry that is absent takes its default, so that runs of an older version still open.
     """
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(data, dict):
             raise UserError(f"{where}: expected an object, got {type(data).__name__}")
         hints = typing.get_type_hints(kind)

@@ -119,7 +119,7 @@ def _check_last(op: str, ray_offsets: Tensor, samples: int) -> None:
 def _table(rows: list[tuple[Tensor, Tensor | None, Tensor | None]]):
     """What the kernel reads of each values tensor: addresses of it, of its output or that one's gradient, of its own
     gradient; and its channels."""
-    flat = []
+    flat: list[int] = []
     for values, outputs, grad_values in rows:
         flat += (values.data_ptr(), 0 if outputs is None else outputs.data_ptr())
         flat += (0 if grad_values is None else grad_values.data_ptr(), values.shape[1])

@@ -110,6 +110,7 @@ class Adam(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
         state["step"] += 1
+        assert param.grad is not None
         if not param.grad.is_contiguous():
             param.grad = param.grad.contiguous()
         sparse_adam_(
@@ -130,6 +131,7 @@ class Adam(torch.optim.Optimizer):
             self._mark_clean(param)
 
     def _mark_clean(self, param: Tensor) -> None:
+        assert param.grad is not None
         self._clean[param] = (param.grad.data_ptr(), param.grad._version)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

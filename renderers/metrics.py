@@ -26,8 +26,8 @@ def ssim(colors: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
     colors = colors.clamp(0, 1)
     if mask is not None:
         colors = torch.where(mask[..., None], colors, target)
-    images = [image.permute(2, 0, 1)[None] for image in (colors, target)]
-    return float(structural_similarity_index_measure(*images, data_range=1.0))
+    a, b = (image.permute(2, 0, 1)[None] for image in (colors, target))
+    return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
 
 
 def lpips(colors: Tensor, target: Tensor) -> float | None:
@@ -35,7 +35,7 @@ def lpips(colors: Tensor, target: Tensor) -> float | None:
     try:
         from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as distance
 
-        images = [image.clamp(0, 1).permute(2, 0, 1)[None] for image in (colors, target)]
-        return float(distance(*images, net_type="alex", normalize=True))
+        a, b = (image.clamp(0, 1).permute(2, 0, 1)[None] for image in (colors, target))
+        return float(distance(a, b, net_type="alex", normalize=True))
     except (ImportError, OSError, RuntimeError):  # torchvision missing, weights not on disk and no network
         return None

@@ -77,7 +77,7 @@ def run(
 def _cameras(run: Any, views: Views, path: Path | None, frames: int) -> list[tuple[str, Any]]:
     from .. import camera_path
 
-    if views is Views.PATH:
+    if views is Views.PATH and path is not None:
         cameras = camera_path.load_camera_path(path, frames, run.asked.facts.matrix)
         return [(f"{i:04d}", camera) for i, camera in enumerate(cameras)]
     scene = run.scene()

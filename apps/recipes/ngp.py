@@ -142,14 +142,13 @@ class Config:
         """Now and then, look for some steps which bricks training rays reach at all, and march only those after."""
         job, o = report.job, self.occupancy
         phase = job.step % o.survey_every
-        grid = job.renderer.occupancy
-        if job.step < o.survey_every:
+        grid, samples = job.renderer.occupancy, report.step.render.samples
+        if job.step < o.survey_every or samples is None:
             return
         if phase == 0:
             grid.reveal()
             job.reached = torch.zeros(grid.hidden.numel(), dtype=torch.bool)
         if phase < o.survey_steps and job.reached is not None:
-            samples = report.step.render.samples
             job.reached[grid.bricks(samples.positions(report.step.view))] = True
         if phase == o.survey_steps and job.reached is not None:
             grid.hide(job.reached)
@@ -160,7 +159,7 @@ class Config:
             return
         with torch.no_grad():
             job.renderer.occupancy.update(
-                lambda points: job.field.query(points).values,
+                lambda points: job.field.query(points).values,  # type: ignore[operator]
                 step=job.renderer.step,
                 threshold=o.threshold,
                 decay=o.decay,
