@@ -31,7 +31,7 @@ from .viewer_fakes import Client, soon
 SMALL = replace(
     ngp.Config(),
     field=RadianceGridConfig(grid=HashGridConfig(levels=4, features=4, log2_size=12, finest_resolution=64)),
-    occupancy=ngp.OccupancyConfig(resolution=16, warmup=4),
+    occupancy=ngp.OccupancyConfig(resolution=16),
     march=replace(ngp.Config().march, steps_per_diagonal=64),
     samples_per_step=2048,
 )
