@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..errors import UserError
 from ..parse import parse
+
+MESH_ENDINGS = (".glb", ".obj", ".ply")
 
 
 def main(arguments: list[str]) -> None:
@@ -38,10 +41,17 @@ def run(
     from ..run import open_run
 
     output = output or run / "mesh.glb"
+    if output.suffix.lower() not in MESH_ENDINGS:
+        raise UserError(
+            f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
+        )
     mesh = extract_mesh(
         open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
     )
-    save_mesh(mesh, output)
+    try:
+        save_mesh(mesh, output)
+    except OSError as error:
+        raise UserError(f"extract: --output: {output} could not be written ({error}); choose another file") from error
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
     size = " x ".join(f"{x:.3g}" for x in (high - low).tolist())
     print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {output}")
@@ -65,7 +75,6 @@ def extract_mesh(
     from ...geometry.isosurface import isosurface
     from ...geometry.mesh_ops import crop as crop_mesh
     from ...geometry.mesh_ops import largest_components, simplify, transform, with_colors
-    from ..errors import UserError
 
     for name, value, least in (
         ("resolution", resolution, 8),

@@ -119,7 +119,7 @@ class Config:
         ]
         extra = [*renderer.parameters(), *(exposure.parameters() if exposure is not None else ())]
         if extra:
-            groups.append({"params": extra, "lr": rate * 0.1})
+            groups.append({"params": extra, "lr": rate * 0.3})
         losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
         job = Job(
             field=model,
