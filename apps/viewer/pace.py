@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-LADDER = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+LADDER = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0)
 FRAME_SECONDS = 0.085  # leaves some of a tenth of a second for encoding and sending
 CHUNK_SECONDS = 0.035  # how long a newer picture may have to wait
 
