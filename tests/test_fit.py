@@ -256,7 +256,8 @@ def test_exposure_finds_a_photograph_that_is_too_dark(scene):
     dark = replace(scene.train[0], colors=(scene.train[0].colors.float() * 0.3).to(torch.uint8))
     config = replace(SMALL, exposure=True, background=ngp.Background.BLACK)
     gains = []
-    for photographs in (scene, scene.with_frames((dark, *scene.frames[1:]))):
+    with_dark = tuple(dark if frame is scene.train[0] else frame for frame in scene.frames)
+    for photographs in (scene, scene.with_frames(with_dark)):
         job = config.build(photographs)
         fit(job, Budget(steps=300), config.after_step())
         gains.append((job.exposure.log_gains - job.exposure.log_gains.mean(0)).exp().mean(-1).detach())
