@@ -37,19 +37,16 @@ def batch_psnr(report: Report) -> float:
 
 
 class Rates:
-    """Rays, samples and PSNR between two reports."""
+    """Rays and samples between two reports."""
 
     def __init__(self) -> None:
-        self.rays = self.samples = self.steps = 0
-        self.error = 0.0
+        self.rays = self.samples = 0
         self.since = time.perf_counter()
 
     def add(self, report: Report) -> None:
         samples = report.step.render.samples
         self.rays += len(report.step.view)
         self.samples += 0 if samples is None else len(samples)
-        self.steps += 1
-        self.error += report.terms.get("photometric", 0.0)
 
     def seconds(self) -> float:
         return max(time.perf_counter() - self.since, 1e-9)
@@ -126,7 +123,7 @@ class Log:
 
 
 class Previews:
-    """``previews/``: a held-out view beside its photograph, small enough to cost little."""
+    """``previews/``: a held-out view as rendered so far, small enough to cost little."""
 
     def __init__(self, folder: Path, frame: Frame, every: float, pixels: int = 160 * 160) -> None:
         self.folder, self.every, self.last = folder / "previews", every, 0.0

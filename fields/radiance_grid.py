@@ -42,7 +42,7 @@ class RadianceGridConfig:
 
 
 class RadianceGrid(nn.Module):
-    """Density and colour over ``bounds``; empty outside of them."""
+    """Density and colour over ``bounds``; outside, those of the nearest point of the bounds."""
 
     def __init__(self, config: RadianceGridConfig, bounds: Aabb) -> None:
         super().__init__()

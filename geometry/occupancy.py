@@ -104,26 +104,25 @@ class OccupancyGrid(nn.Module):
         )
         return Samples(*packed)
 
-    def occupied(self, points: Tensor) -> Tensor:
-        """points (N, 3) -> (N,) bool: whether the finest cascade that contains a point is occupied there."""
+    def _locate(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """points (N, 3) -> number of the brick (N,) in the finest cascade around the point; cell (N, 3) within it."""
         reach = points.abs().amax(-1) / self.half_extent
         cascade = torch.log2(reach.clamp(min=1)).ceil().long().clamp(max=self.cascades - 1)
-        inside = reach <= 2.0 ** (self.cascades - 1)
         position = (points / (self.half_extent * 2.0 ** cascade[:, None]) + 1) * (self.resolution / 2)
         cell = position.long().clamp(0, self.resolution - 1)
-        brick, local, bricks = cell // 4, cell % 4, self.resolution // 4
-        index = ((cascade * bricks + brick[:, 0]) * bricks + brick[:, 1]) * bricks + brick[:, 2]
+        brick, bricks = cell // 4, self.resolution // 4
+        return ((cascade * bricks + brick[:, 0]) * bricks + brick[:, 1]) * bricks + brick[:, 2], cell % 4
+
+    def occupied(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N,) bool: whether the finest cascade that contains a point is occupied there."""
+        brick, local = self._locate(points)
         bit = local[:, 0] * 16 + local[:, 1] * 4 + local[:, 2]
-        return ((self.bits.view(-1)[index] >> bit) & 1).bool() & inside
+        inside = points.abs().amax(-1) / self.half_extent <= 2.0 ** (self.cascades - 1)
+        return ((self.bits.view(-1)[brick] >> bit) & 1).bool() & inside
 
     def bricks(self, points: Tensor) -> Tensor:
         """points (N, 3) -> (N,) int64: cascade * (resolution / 4)^3 + brick, in the finest cascade around the point."""
-        reach = points.abs().amax(-1) / self.half_extent
-        cascade = torch.log2(reach.clamp(min=1)).ceil().long().clamp(max=self.cascades - 1)
-        n = self.resolution // 4
-        scale = self.half_extent * torch.exp2(cascade.float())
-        brick = ((points / scale[:, None] + 1) * (n / 2)).long().clamp(0, n - 1)
-        return ((cascade * n + brick[:, 0]) * n + brick[:, 1]) * n + brick[:, 2]
+        return self._locate(points)[0]
 
     def hide(self, reached: Tensor) -> None:
         """Let ``march(..., skip_hidden=True)`` pass over the bricks that no ray reached, nor any of their neighbours.

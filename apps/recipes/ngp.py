@@ -57,7 +57,7 @@ class OccupancyConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, with rates that fall exponentially after a short warm-up."""
+    """Adam, with rates that fall exponentially over the budget."""
 
     learning_rate: float = 3e-2
     final_fraction: float = 0.05
@@ -152,6 +152,7 @@ class Config:
             job.reached[grid.bricks(samples.positions(report.step.view))] = True
         if phase == o.survey_steps and job.reached is not None:
             grid.hide(job.reached)
+            job.reached = None
 
     def update_occupancy(self, report: Report) -> None:
         job, o = report.job, self.occupancy
