@@ -1,4 +1,4 @@
-"""Occupancy-grid ray marching: ``march_grid``. Kernel: ``kernels/march_grid.cu``."""
+"""Occupancy-grid ray marching: ``march_grid``, ``interval_points``. Kernels: ``march_grid.cu``, ``interval_points.cu``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_dtype, check_range, check_shape
+from .checks import FLOATS, check_dtype, check_range, check_shape
 from .native import launch
 from .occupancy import brick_states
 
@@ -66,6 +66,58 @@ def march_grid(
     return _march_grid(
         origins, directions, near, far, bits, states, resolution, half, step, cone_angle, jitter, max_samples
     )
+
+
+def interval_points(
+    origins: Tensor, directions: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+) -> Tensor:
+    """The middles (S, 3) of packed intervals: origins + directions (t_starts + t_ends) / 2, each of its own ray.
+
+    origins, directions (R, 3); t_starts, t_ends (S,), all float32 or float64; ray_indices (S,) int32, which must be
+    valid. Differentiable in origins and directions.
+    """
+    check_shape("interval_points", "origins", origins, (None, 3))
+    check_shape("interval_points", "directions", directions, (len(origins), 3))
+    check_shape("interval_points", "t_starts", t_starts, (None,))
+    samples = (len(t_starts),)
+    check_shape("interval_points", "t_ends", t_ends, samples)
+    check_shape("interval_points", "ray_indices", ray_indices, samples)
+    check_dtype("interval_points", "ray_indices", ray_indices, torch.int32)
+    check_dtype("interval_points", "origins", origins, *FLOATS)
+    for name, tensor in (("directions", directions), ("t_starts", t_starts), ("t_ends", t_ends)):
+        check_dtype("interval_points", name, tensor, origins.dtype)
+    return _interval_points(origins, directions, t_starts, t_ends, ray_indices)
+
+
+@torch.library.custom_op("polyfield::interval_points", mutates_args=())
+def _interval_points(
+    origins: Tensor, directions: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+) -> Tensor:
+    tensors = [x.contiguous() for x in (origins, directions, t_starts, t_ends, ray_indices)]
+    points = origins.new_empty(len(t_starts), 3)
+    launch("interval_points", origins.dtype, *tensors, points, len(t_starts))
+    return points
+
+
+@_interval_points.register_fake
+def _(origins, directions, t_starts, t_ends, ray_indices):
+    return origins.new_empty(t_starts.shape[0], 3)
+
+
+def _points_context(ctx, inputs, output):
+    origins, _, t_starts, t_ends, ray_indices = inputs
+    ctx.rays = len(origins)
+    ctx.save_for_backward(t_starts, t_ends, ray_indices)
+
+
+def _points_backward(ctx, grad):
+    t_starts, t_ends, ray_indices = ctx.saved_tensors
+    zeros = grad.new_zeros(ctx.rays, 3)
+    middles = ((t_starts + t_ends) * 0.5)[:, None]
+    return zeros.index_add(0, ray_indices, grad), zeros.index_add(0, ray_indices, grad * middles), None, None, None
+
+
+_interval_points.register_autograd(_points_backward, setup_context=_points_context)
 
 
 def march_grid_scalar(

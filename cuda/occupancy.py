@@ -69,6 +69,14 @@ def cell_points(cells: Tensor, offsets: Tensor, resolution: int, half: float) ->
     return _cell_points(cells, offsets, resolution, half)
 
 
+def locate_cells(points: Tensor, resolution: int, cascades: int, half: float) -> Tensor:
+    """points (N, 3) float32 -> (N,) int32: the cell of each in the finest cascade around it; beyond: on the border."""
+    check_dtype("locate_cells", "points", points, torch.float32)
+    check_shape("locate_cells", "points", points, (None, 3))
+    check_range("locate_cells", "cascades", cascades, 1, 16)
+    return _locate_cells(points, resolution, cascades, half)
+
+
 def raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
     """In place: densities[cell] = max(decay densities[cell], value), in order; negative ones stay as they are.
 
@@ -152,6 +160,18 @@ def _cell_points(cells: Tensor, offsets: Tensor, resolution: int, half: float) -
 @_cell_points.register_fake
 def _(cells, offsets, resolution, half):
     return torch.empty_like(offsets, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("polyfield::locate_cells", mutates_args=())
+def _locate_cells(points: Tensor, resolution: int, cascades: int, half: float) -> Tensor:
+    cells = points.new_empty(len(points), dtype=torch.int32)
+    launch("locate_cells", None, points.contiguous(), cells, len(points), cascades, resolution, half)
+    return cells
+
+
+@_locate_cells.register_fake
+def _(points, resolution, cascades, half):
+    return points.new_empty(points.shape[0], dtype=torch.int32)
 
 
 @torch.library.custom_op("polyfield::raise_densities", mutates_args=("densities",))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.hash_encoding import HashLayout, hash_encode, hash_encode_with_gradient
+from ..cuda.memory import prefer_large_pages
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class HashGrid(nn.Module):
             base_resolution=config.base_resolution,
             finest_resolution=config.finest_resolution,
         )
-        self.table = nn.Parameter(torch.empty(self.layout.entries, config.features).uniform_(-1e-4, 1e-4))
-        self.register_buffer(
-            "half_table", self.table.detach().to(torch.bfloat16) if config.half else None, persistent=False
-        )
+        table = prefer_large_pages(torch.empty(self.layout.entries, config.features))
+        self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4))
+        half = prefer_large_pages(table.to(torch.bfloat16)) if config.half else None
+        self.register_buffer("half_table", half, persistent=False)
 
     @property
     def out_channels(self) -> int:

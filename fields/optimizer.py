@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from ..cuda.checks import check_dtype, check_range, check_shape
+from ..cuda.memory import prefer_large_pages
 from ..cuda.sparse_adam import sparse_adam_
+
+
+def _zeros(param: Tensor) -> Tensor:
+    return prefer_large_pages(torch.zeros_like(param, memory_format=torch.contiguous_format))
 
 
 class Adam(torch.optim.Optimizer):
@@ -68,7 +73,7 @@ class Adam(torch.optim.Optimizer):
         for param in group["params"]:
             check_dtype("Adam", "params", param, torch.float32, torch.float64)
             if group["sparse"] and param.grad is None:
-                param.grad = torch.zeros_like(param, memory_format=torch.contiguous_format)
+                param.grad = _zeros(param)
                 self._mark_clean(param)
         if halves is not None:
             if len(halves) != len(group["params"]):
@@ -107,8 +112,8 @@ class Adam(torch.optim.Optimizer):
     def _step_param(self, group: dict[str, Any], param: Tensor, state: dict[str, Any]) -> None:
         if not state:
             state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+            state["exp_avg"] = _zeros(param)
+            state["exp_avg_sq"] = _zeros(param)
         state["step"] += 1
         assert param.grad is not None
         if not param.grad.is_contiguous():

@@ -20,6 +20,7 @@ from ..cuda.marching import march_grid
 from ..cuda.occupancy import (
     brick_states,
     cell_points,
+    locate_cells,
     mean_density,
     occupied_cells,
     pack_bits,
@@ -105,18 +106,18 @@ class OccupancyGrid(nn.Module):
         return Samples(*packed)
 
     def _locate(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """points (N, 3) -> number of the brick (N,) in the finest cascade around the point; cell (N, 3) within it."""
-        reach = points.abs().amax(-1) / self.half_extent
-        cascade = torch.log2(reach.clamp(min=1)).ceil().long().clamp(max=self.cascades - 1)
-        position = (points / (self.half_extent * 2.0 ** cascade[:, None]) + 1) * (self.resolution / 2)
-        cell = position.long().clamp(0, self.resolution - 1)
-        brick, bricks = cell // 4, self.resolution // 4
-        return ((cascade * bricks + brick[:, 0]) * bricks + brick[:, 1]) * bricks + brick[:, 2], cell % 4
+        """points (N, 3) -> number of the brick (N,) in the finest cascade around the point; bit (N,) of its word."""
+        cell = self._cells(points).long()
+        n, bricks = self.resolution, self.resolution // 4
+        x, y, z = cell // (n * n), cell // n % n, cell % n  # x counts through the cascades
+        return (x // 4 * bricks + y // 4) * bricks + z // 4, x % 4 * 16 + y % 4 * 4 + z % 4
+
+    def _cells(self, points: Tensor) -> Tensor:
+        return locate_cells(points, self.resolution, self.cascades, self.half_extent)
 
     def occupied(self, points: Tensor) -> Tensor:
         """points (N, 3) -> (N,) bool: whether the finest cascade that contains a point is occupied there."""
-        brick, local = self._locate(points)
-        bit = local[:, 0] * 16 + local[:, 1] * 4 + local[:, 2]
+        brick, bit = self._locate(points)
         inside = points.abs().amax(-1) / self.half_extent <= 2.0 ** (self.cascades - 1)
         return ((self.bits.view(-1)[brick] >> bit) & 1).bool() & inside
 
@@ -226,6 +227,15 @@ class OccupancyGrid(nn.Module):
             raise_densities(self.densities, chunk, torch.nan_to_num(values), decay)
         least = min(-math.log1p(-threshold) / step, 0.5 * mean_density(self.densities))
         self._changed(pack_densities(self.densities, max(least, 1e-30), self.resolution))
+
+    @torch.no_grad()
+    def observe(self, points: Tensor, densities: Tensor, *, decay: float = 0.95) -> None:
+        """Take note of densities (N,) that were met at points (N, 3), as marching does at every step.
+
+        They cost nothing and lie where it counts: a cell that rays keep crossing without meeting anything fades with
+        every crossing. ``bits`` change with the next ``update``.
+        """
+        raise_densities(self.densities, self._cells(points), torch.nan_to_num(densities), decay)
 
     def _seen_list(self) -> Tensor:
         if self._seen is None:

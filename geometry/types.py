@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..cuda.marching import interval_points
+
 T = TypeVar("T", bound="_TensorDataclass")
 
 
@@ -70,7 +72,7 @@ class CameraModel(Enum):
     PINHOLE = "pinhole"  # none
     OPENCV = "opencv"  # k1 k2 p1 p2 [k3 [k4 k5 k6]]: radial-tangential
     FISHEYE = "fisheye"  # k1 k2 k3 k4: OpenCV's equidistant fisheye
-    EQUIRECTANGULAR = "equirectangular"  # none; K is ignored: the image covers 360 x 180 degrees
+    EQUIRECTANGULAR = "equirectangular"  # none; K holds pixels per radian: the image covers 360 x 180 degrees
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,11 @@ class Samples(_TensorDataclass):
 
     def positions(self, rays: Rays) -> Tensor:
         """(S, 3) interval midpoints."""
-        middle = (self.t_starts + self.t_ends) * 0.5
-        index = self.ray_indices.long()
-        return rays.origins.index_select(0, index) + rays.directions.index_select(0, index) * middle[:, None]
+        return interval_points(rays.origins, rays.directions, self.t_starts, self.t_ends, self.ray_indices)
 
     def directions(self, rays: Rays) -> Tensor:
         """(S, 3) direction of each sample's ray."""
-        return rays.directions.index_select(0, self.ray_indices.long())
+        return rays.directions.index_select(0, self.ray_indices)
 
 
 @dataclass(frozen=True)

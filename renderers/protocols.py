@@ -23,7 +23,8 @@ class Render:
     samples: Samples | None = None
     weights: Tensor | None = None  # (S,)
     output: FieldOutput | None = None
-    marched: int = 0  # intervals before those that cannot matter were dropped
+    marched: Samples | None = None  # intervals before those that cannot matter were dropped
+    marched_values: Tensor | None = None  # the field's values there
 
 
 class Renderer(Protocol[F_contra]):

@@ -45,6 +45,8 @@ class OccupancyConfig:
     threshold: float = 0.01
     """A cell is empty where one step through it is more transparent than 1 minus this."""
     decay: float = 0.95
+    fading: float = 0.9
+    """The same, when a ray in a step comes through."""
     every: int = 16
     """Steps between updates."""
     cells: int = 131072
@@ -155,7 +157,10 @@ class Config:
             job.reached = None
 
     def update_occupancy(self, report: Report) -> None:
-        job, o = report.job, self.occupancy
+        job, o, render = report.job, self.occupancy, report.step.render
+        if render.marched is not None and render.marched_values is not None:
+            points = render.marched.positions(report.step.view)
+            job.renderer.occupancy.observe(points, render.marched_values, decay=o.fading)
         if job.step % o.every:
             return
         with torch.no_grad():

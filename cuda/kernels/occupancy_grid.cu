@@ -104,6 +104,26 @@ void cell_points(const int32_t* cells, const float* offsets, float* points, int6
   });
 }
 
+// The cell of each point in the finest cascade around it; points beyond all cascades count as on the border.
+void locate_cells(const float* points, int32_t* cells, int64_t n, int64_t cascades, int64_t resolution, float half) {
+  parallel_chunks(n, 4096, [=](int64_t begin, int64_t end) {
+    const int res = int(resolution);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* p = points + 3 * i;
+      const float reach = std::max({std::abs(p[0]), std::abs(p[1]), std::abs(p[2])});
+      float extent = half;
+      int cascade = 0;
+      for (; cascade < cascades - 1 && reach > extent; ++cascade) extent *= 2;
+      int cell = cascade;
+      for (int d = 0; d < 3; ++d) {
+        const float x = (p[d] / extent + 1) * (0.5f * resolution);
+        cell = cell * res + (x < 1 ? 0 : x >= float(res) ? res - 1 : int(x));  // NaN: the last
+      }
+      cells[i] = cell;
+    }
+  });
+}
+
 // densities[cell] = max(decay densities[cell], value); cells that are never occupied (negative) stay. In order, for a
 // cell may be listed twice.
 void raise_densities(float* densities, const int32_t* cells, const float* values, double decay, int64_t n) {
@@ -206,6 +226,7 @@ POLYFIELD_OP("pack_densities", pack_densities)
 POLYFIELD_OP("count_bits", count_bits)
 POLYFIELD_OP("list_bits", list_bits)
 POLYFIELD_OP("cell_points", cell_points)
+POLYFIELD_OP("locate_cells", locate_cells)
 POLYFIELD_OP("raise_densities", raise_densities)
 POLYFIELD_OP("density_sum", density_sum)
 POLYFIELD_OP("brick_states", brick_states)
