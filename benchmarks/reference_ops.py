@@ -53,6 +53,8 @@ def in_place_of_ours() -> Iterator[None]:
 
         stack.enter_context(patch.object(encodings, "hash_encode", _hash_encode))
         stack.enter_context(patch.object(OccupancyGrid, "march", march))
+        stack.enter_context(patch.object(Samples, "positions", positions))
+        stack.enter_context(patch.object(radiance_grid.RadianceGrid, "_fused", lambda *_: None))
         yield
 
 
@@ -64,6 +66,12 @@ def _hash_encode(points: Tensor, table: Tensor, layout: HashLayout, *, half=None
     return hash_reference.hash_encode(points, table, layout)
 
 
+def positions(samples: Samples, rays) -> Tensor:
+    """(S, 3) interval midpoints."""
+    index = samples.ray_indices.long()
+    return rays.origins[index] + rays.directions[index] * ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
+
+
 def march(
     grid: OccupancyGrid,
     rays,
@@ -71,6 +79,7 @@ def march(
     step: float,
     cone_angle: float = 0.0,
     jitter: Tensor | None = None,
+    max_samples: int = 0,
     skip_hidden: bool = False,
 ) -> Samples:
     """All intervals of all rays, tested against the grid: the lattice of ``polyfield.cuda.marching.march_grid``."""
@@ -93,6 +102,8 @@ def march(
     word = bits.reshape(-1)[((cascade * bricks + brick[..., 0]) * bricks + brick[..., 1]) * bricks + brick[..., 2]]
     occupied = (word >> (local[..., 0] * 16 + local[..., 1] * 4 + local[..., 2])) & 1 == 1
     kept = occupied & (middle < end[:, None]) & (start < end)[:, None]
+    if max_samples:
+        kept &= kept.cumsum(1) <= max_samples
     counts = kept.sum(1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]).int()
     indices = torch.repeat_interleave(torch.arange(len(counts)), counts).int()

@@ -55,25 +55,30 @@ def mlp(
 def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, bfloat16: bool) -> None:
     check_shape("mlp", "inputs", inputs, (None, None))
     check_dtype("mlp", "inputs", inputs, *(FLOATS[:1] if bfloat16 else FLOATS))
-    check_range("mlp", "number of weights", len(weights), 1, MAX_LAYERS)
-    if biases is not None and len(biases) != len(weights):
+    _check_layers("mlp", "weights", weights, inputs.shape[1], inputs.dtype)
+    if biases is None:
+        return
+    if len(biases) != len(weights):
         raise ValueError(
             f"mlp: biases: expected {len(weights)} of them, one per weight, got {len(biases)}; pass None for none"
         )
-    width = inputs.shape[1]
-    check_range("mlp", "C_in", width, 1, 256)
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        check_shape("mlp", f"biases[{index}]", bias, (weight.shape[0],))
+        check_dtype("mlp", f"biases[{index}]", bias, inputs.dtype)
+
+
+def _check_layers(op: str, name: str, weights: Sequence[Tensor], width: int, dtype: torch.dtype) -> None:
+    check_range(op, f"number of {name}", len(weights), 1, MAX_LAYERS)
+    check_range(op, "C_in", width, 1, 256)
     for index, weight in enumerate(weights):
-        check_shape("mlp", f"weights[{index}]", weight, (None, width))
-        check_dtype("mlp", f"weights[{index}]", weight, inputs.dtype)
+        check_shape(op, f"{name}[{index}]", weight, (None, width))
+        check_dtype(op, f"{name}[{index}]", weight, dtype)
         width = weight.shape[0]
-        if biases is not None:
-            check_shape("mlp", f"biases[{index}]", biases[index], (width,))
-            check_dtype("mlp", f"biases[{index}]", biases[index], inputs.dtype)
         if index == len(weights) - 1:
-            check_range("mlp", "C_out", width, 1, 128)
+            check_range(op, "C_out", width, 1, 128)
         elif not 16 <= width <= 128 or width % 16:
             raise ValueError(
-                f"mlp: weights[{index}]: expected a hidden width of 16, 32, ..., 128, got {width}; pad it with zeros"
+                f"{op}: {name}[{index}]: expected a hidden width of 16, 32, ..., 128, got {width}; pad it with zeros"
             )
 
 

@@ -65,12 +65,18 @@ def sparse_adam_(
     check_range(op, "step", step, 1, 2**62)
     check_range(op, "beta1", beta1, 0, 1)
     check_range(op, "beta2", beta2, 0, 1)
-    with torch.no_grad():
-        _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, step, lr, beta1, beta2, eps, weight_decay, dense)
+    numbers = (step, lr, beta1, beta2, eps, weight_decay, dense)
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, *numbers)
+        return
+    # An optimizer steps many small tensors: the dispatcher would take longer than the kernel.
+    _update(param, grad, exp_avg, exp_avg_sq, half, *numbers)
+    changed = (param, exp_avg, exp_avg_sq, *(() if dense else (grad,)), *(() if half is None else (half,)))
+    torch.autograd.graph.increment_version(changed)
 
 
-@torch.library.custom_op("polyfield::sparse_adam_", mutates_args={"param", "grad", "exp_avg", "exp_avg_sq", "half"})
-def _sparse_adam(
+def _update(
     param: Tensor,
     grad: Tensor,
     exp_avg: Tensor,
@@ -90,6 +96,11 @@ def _sparse_adam(
     half_format = _FORMATS[None if half is None else half.dtype]
     tensors = (param, grad, exp_avg, exp_avg_sq, half)
     launch("sparse_adam", param.dtype, *tensors, param.numel(), *numbers, half_format)
+
+
+_sparse_adam = torch.library.custom_op(
+    "polyfield::sparse_adam_", _update, mutates_args={"param", "grad", "exp_avg", "exp_avg_sq", "half"}
+)
 
 
 @_sparse_adam.register_fake

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.native import has_bfloat16
+from ..cuda.radiance import MAX_LOG_DENSITY, radiance, radiance_density
 from ..cuda.sh_basis import sh_basis
 from ..geometry.types import Aabb
 from .encodings import HashGridConfig
 from .networks import MlpConfig
 from .protocols import FieldOutput
-
-MAX_LOG_DENSITY = 15.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,26 @@ class RadianceGrid(nn.Module):
         unit = self.bounds.normalize(points)
         if gradients:
             return self._query_with_gradients(unit, directions)
+        fused = self._fused(unit, directions)
+        if fused is not None:
+            return fused
         geometry = self.density_network(self.encoding(unit))
         return FieldOutput(self._density(geometry), colors=self._color(geometry, directions), features=geometry)
+
+    def _fused(self, unit: Tensor, directions: Tensor | None) -> FieldOutput | None:
+        """The same from one kernel, where no gradient to the points or directions is asked for."""
+        fit = torch.is_grad_enabled()
+        if fit and (directions is None or unit.requires_grad or directions.requires_grad):
+            return None
+        encoding, density = self.encoding, list(self.density_network.weights)
+        options = dict(half=encoding.half_table, bfloat16=self.density_network.rounded)
+        if directions is None:
+            return FieldOutput(radiance_density(unit, encoding.table, encoding.layout, density, **options))
+        extras, color = sh_basis(directions, self.config.sh_degree), list(self.color_network.weights)
+        table_grad = encoding.table.grad if fit else None
+        tables = (encoding.table, encoding.layout)
+        sigmas, colors = radiance(unit, extras, *tables, density, color, table_grad=table_grad, **options)
+        return FieldOutput(sigmas, colors=colors)
 
     def _density(self, geometry: Tensor) -> Tensor:
         return geometry[:, 0].clamp(max=MAX_LOG_DENSITY).exp()

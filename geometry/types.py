@@ -63,7 +63,8 @@ class Aabb(_TensorDataclass):
 
     def normalize(self, points: Tensor) -> Tensor:
         """World points (*, 3) -> the unit cube [0, 1]^3."""
-        return (points - self.low) / self.extent
+        scale = 1 / self.extent
+        return torch.addcmul(-self.low * scale, points, scale)
 
 
 class CameraModel(Enum):

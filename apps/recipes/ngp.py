@@ -30,7 +30,7 @@ class Background(Enum):
     """What stands behind the scene."""
 
     AUTO = "auto"
-    """Random while fitting and white when shown where the photographs have alpha; else black."""
+    """Random while fitting; when shown, white where the photographs have alpha, else black."""
     BLACK = "black"
     WHITE = "white"
     RANDOM = "random"
@@ -45,11 +45,13 @@ class OccupancyConfig:
     threshold: float = 0.01
     """A cell is empty where one step through it is more transparent than 1 minus this."""
     decay: float = 0.95
-    fading: float = 0.9
-    """The same, when a ray in a step comes through."""
+    fading: float = 0.85
+    """The same, where training rays come through."""
+    observe_every: int = 4
+    """Steps between those whose rays are asked what they met."""
     every: int = 16
     """Steps between updates."""
-    cells: int = 131072
+    cells: int = 65536
     """Cells looked at per update, half of them among the occupied ones; the first update looks at all."""
     survey_every: int = 512
     """Steps between surveys of what training rays reach at all; the rest is not marched in between."""
@@ -81,7 +83,7 @@ class Config:
     default_steps: ClassVar[int] = 4000
 
     field: RadianceGridConfig = field(
-        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17))
+        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17, half=True))
     )
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig = OccupancyConfig()
@@ -158,7 +160,8 @@ class Config:
 
     def update_occupancy(self, report: Report) -> None:
         job, o, render = report.job, self.occupancy, report.step.render
-        if render.marched is not None and render.marched_values is not None:
+        watched = job.step % o.observe_every == 0
+        if watched and render.marched is not None and render.marched_values is not None:
             points = render.marched.positions(report.step.view)
             job.renderer.occupancy.observe(points, render.marched_values, decay=o.fading)
         if job.step % o.every:
@@ -178,7 +181,7 @@ class Config:
         white, black = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
         kind = self.background
         if kind is Background.AUTO:
-            return RandomBackground(white) if has_alpha else FixedBackground(black)
+            return RandomBackground(white if has_alpha else black)
         if kind is Background.LEARNED:
             return LearnedBackground()
         if kind is Background.RANDOM:

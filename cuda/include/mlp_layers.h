@@ -176,42 +176,55 @@ struct Saved {
 };
 
 template <class P>
-void forward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs,
-                  typename P::Real* outputs, Saved<P> saved, int64_t n) {
+struct Forward {
   using T = typename P::Real;
   using U = typename P::Unit;
-  const Net<P> net(parameters, false, fresh_arena<Use::CALL>());
-  const int in = net.dims[0], out = net.dims[net.layers];
-  parallel_pieces(ceil_div(n, chunk_size(n)), [&](int64_t chunk) {
-    Arena& arena = fresh_arena<Use::TILE>();
-    U* x = arena.take<U>(TILE * net.stride(0));
-    U* swap[2];
+  const Net<P>& net;
+  const T* inputs;
+  T* outputs;
+  Saved<P> saved;
+  int64_t n;  // rows there are: those behind a tile are fetched ahead
+  // scratch of one thread
+  U *x = nullptr, *swap[2] = {};
+
+  void take_scratch(Arena& arena) {
+    x = arena.take<U>(TILE * net.stride(0));
     for (U*& s : swap) s = arena.take<U>(TILE * net.widest(1, net.layers) / P::PAIR);
-    const int64_t end = (chunk + 1) * chunk_size(n) < n ? (chunk + 1) * chunk_size(n) : n;
-    for (int64_t i = chunk * chunk_size(n); i < end; i += TILE) {
-      const int64_t count = end - i < TILE ? end - i : TILE, rows = ceil_div(count, P::PAIR) * P::PAIR;
-      Operand<U> h{reinterpret_cast<const U*>(inputs + i * in), in};
-      if (P::PAIR > 1 || net.rounded) {
-        convert<P>(inputs + i * in, count, in, x, net.stride(0), nullptr, 0, net.rounded);
-        h = {x, net.stride(0)};
-      }
-      U* keep[MAX_LAYERS + 1] = {};
-      for (int l = saved.from; l < net.layers; ++l) keep[l] = saved.at(net, l, i);
-      Ahead ahead;
-      if (i + TILE < end) {
-        ahead.add(inputs + (i + TILE) * in, TILE * in * int64_t(sizeof(T)));
-        saved.fetch(net, i + TILE, ahead);
-      }
-      h = hidden_layers(net, net.layers - 1, h, rows, keep, swap, true, ahead);
-      const int last = net.layers - 1;
-      if constexpr (HAS_NARROW<P>)
-        if (net.narrow) {
-          narrow_product<P>(count, out, h, net.narrow, net.units(last), net.biases[last], outputs + i * out);
-          continue;
-        }
-      product<P>(rows, out, h, net.forward[last], net.units(last),
-                 Dense<P>{net.biases[last], outputs + i * out, out, count, out}, ahead);
+  }
+
+  void tile(int64_t i, int64_t count) const {
+    const int in = net.dims[0], last = net.layers - 1, out = net.dims[net.layers];
+    const int64_t rows = ceil_div(count, P::PAIR) * P::PAIR;
+    Operand<U> h{reinterpret_cast<const U*>(inputs + i * in), in};
+    if (P::PAIR > 1 || net.rounded) {
+      convert<P>(inputs + i * in, count, in, x, net.stride(0), nullptr, 0, net.rounded);
+      h = {x, net.stride(0)};
     }
+    U* keep[MAX_LAYERS + 1] = {};
+    for (int l = saved.from; l < net.layers; ++l) keep[l] = saved.at(net, l, i);
+    Ahead ahead;
+    if (i + TILE < n) {
+      ahead.add(inputs + (i + TILE) * in, TILE * in * int64_t(sizeof(T)));
+      saved.fetch(net, i + TILE, ahead);
+    }
+    h = hidden_layers(net, last, h, rows, keep, swap, true, ahead);
+    if constexpr (HAS_NARROW<P>)
+      if (net.narrow) return narrow_product<P>(count, out, h, net.narrow, net.units(last), net.biases[last], outputs + i * out);
+    product<P>(rows, out, h, net.forward[last], net.units(last), Dense<P>{net.biases[last], outputs + i * out, out, count, out},
+               ahead);
+  }
+};
+
+template <class P>
+void forward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs,
+                  typename P::Real* outputs, Saved<P> saved, int64_t n) {
+  const Net<P> net(parameters, false, fresh_arena<Use::CALL>());
+  const int64_t size = chunk_size(n);
+  parallel_pieces(ceil_div(n, size), [&](int64_t chunk) {
+    const int64_t end = (chunk + 1) * size < n ? (chunk + 1) * size : n;
+    Forward<P> pass{net, inputs, outputs, saved, end};
+    pass.take_scratch(fresh_arena<Use::TILE>());
+    for (int64_t i = chunk * size; i < end; i += TILE) pass.tile(i, end - i < TILE ? end - i : TILE);
   });
 }
 
@@ -248,6 +261,20 @@ void reduce_row(const T* sums, std::size_t size, int64_t chunks, T* to, int n) {
     for (int j = 0; j < n; ++j) to[j] += sums[j];
 }
 
+// The gradients to weights and biases, from the sums of all chunks
+template <class P, class T = typename P::Real>
+void add_up(const Net<P>& net, const Sums<P>& layout, const T* sums, int64_t chunks, const Gradients<T>& grads) {
+  for (int l = 0; l < net.layers; ++l) {
+    const int in = net.dims[l], out = net.dims[l + 1];
+    if (grads.weights[l])
+      parallel_chunks(out, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; ++o)
+          reduce_row(sums + layout.weights[l] + o * padded(in), layout.size, chunks, grads.weights[l] + o * in, in);
+      });
+    if (grads.biases[l]) reduce_row(sums + layout.biases[l], layout.size, chunks, grads.biases[l], out);
+  }
+}
+
 template <class P>
 struct Backward {
   using T = typename P::Real;
@@ -259,7 +286,7 @@ struct Backward {
   const Gradients<T>& grads;
   Sums<P> layout;
   // scratch of one thread
-  U *x_rows, *x_pairs, *hidden[MAX_LAYERS], *swap[2], *g_rows[2], *g_pairs[2];
+  U *x_rows = nullptr, *x_pairs = nullptr, *hidden[MAX_LAYERS] = {}, *swap[2] = {}, *g_rows[2] = {}, *g_pairs[2] = {};
 
   void take_scratch(Arena& arena) {
     const int64_t rows = TILE * net.widest(1, net.layers + 1) / P::PAIR;
@@ -348,22 +375,14 @@ void backward_pass(const Parameters<typename P::Real>& parameters, const typenam
   const int64_t size = chunk_size(n), chunks = ceil_div(n, size);
   T* sums = grads.any() ? call_arena.take<T>(layout.size * chunks) : nullptr;
   parallel_pieces(chunks, [&](int64_t chunk) {
-    Backward<P> pass{net, inputs, grad_outputs, saved, n, grads, layout, {}, {}, {}, {}, {}, {}};
+    Backward<P> pass{net, inputs, grad_outputs, saved, n, grads, layout};
     pass.take_scratch(fresh_arena<Use::TILE>());
     T* own = sums ? sums + chunk * layout.size : nullptr;
     if (own) std::memset(own, 0, layout.size * sizeof(T));
     const int64_t end = (chunk + 1) * size < n ? (chunk + 1) * size : n;
     for (int64_t i = chunk * size; i < end; i += TILE) pass.tile(i, end - i < TILE ? end - i : TILE, own);
   });
-  for (int l = 0; l < net.layers; ++l) {
-    const int in = net.dims[l], out = net.dims[l + 1];
-    if (grads.weights[l])
-      parallel_chunks(out, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t o = begin; o < end; ++o)
-          reduce_row(sums + layout.weights[l] + o * padded(in), layout.size, chunks, grads.weights[l] + o * in, in);
-      });
-    if (grads.biases[l]) reduce_row(sums + layout.biases[l], layout.size, chunks, grads.biases[l], out);
-  }
+  add_up(net, layout, sums, chunks, grads);
 }
 
 // ---- entry points: one list of arguments for every arithmetic; what is absent is null -------------------------------

@@ -1,0 +1,269 @@
+"""A whole hash-grid radiance field in one op: ``radiance`` and ``radiance_density``. Kernel: ``kernels/radiance.cu``.
+
+What ``hash_encode``, two ``mlp`` and the activations between them compute one by one, tile by tile in cache; a fit on a
+CPU spends most of its time here. Networks have no biases; gradients reach the table and the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import check_dtype, check_range, check_shape
+from .hash_encoding import HashLayout, _check, _compute_dtype, _launch, _levels
+from .mlp import _NONE, MAX_LAYERS, _check_layers, _dims
+from .native import has_bfloat16, launch
+
+MAX_LOG_DENSITY = 15.0
+
+
+def radiance(
+    points: Tensor,
+    extras: Tensor,
+    table: Tensor,
+    layout: HashLayout,
+    density_weights: Sequence[Tensor],
+    color_weights: Sequence[Tensor],
+    *,
+    half: Tensor | None = None,
+    table_grad: Tensor | None = None,
+    bfloat16: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Densities and colours of points.
+
+        h = hash_encode(points);  g = mlp(h, density_weights);  sigma = exp(min(g_0, 15));
+        color = sigmoid(mlp([extras, g], color_weights))
+
+    Args:
+        points: (N, 3) in the unit cube.
+        extras: (N, K), what the colour network is told besides g: spherical harmonics of view directions.
+        table, layout, half, table_grad: as for ``hash_encode``; the table is float32 or float64.
+        density_weights: 1 to 5 matrices (out, in) from the encoding's channels to those of g.
+        color_weights: 1 to 5 matrices from K + G inputs to 3 outputs.
+        bfloat16: as for ``mlp``.
+
+    Returns:
+        sigmas (N,) and colors (N, 3). Differentiable (once) in table and weights; points and extras get no gradients
+        (``hash_encode`` and ``mlp`` give those).
+
+    Source: Müller et al., "Instant Neural Graphics Primitives", 2022, section 5.4.
+    """
+    _check_field("radiance", points, table, layout, half, table_grad, density_weights, bfloat16)
+    samples, width = len(points), density_weights[-1].shape[0]
+    check_shape("radiance", "extras", extras, (samples, None))
+    check_dtype("radiance", "extras", extras, points.dtype)
+    _check_layers("radiance", "color_weights", color_weights, extras.shape[1] + width, points.dtype)
+    check_range("radiance", "outputs of color_weights", color_weights[-1].shape[0], 3, 3)
+    for name, tensor in (("points", points), ("extras", extras)):
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"radiance: {name}: expected a tensor without gradients, got one that requires them; "
+                "compose hash_encode and mlp instead"
+            )
+    density = [*density_weights, *_NONE[len(density_weights) :]]
+    color = [*color_weights, *_NONE[len(color_weights) :]]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (table, *density_weights, *color_weights))
+    return _radiance(points, extras, table, half, table_grad, *density, *color, layout._numbers, bfloat16, keep)[:2]
+
+
+def radiance_density(
+    points: Tensor,
+    table: Tensor,
+    layout: HashLayout,
+    density_weights: Sequence[Tensor],
+    *,
+    half: Tensor | None = None,
+    bfloat16: bool = False,
+) -> Tensor:
+    """The densities (N,) of ``radiance`` alone, without gradients: for what asks where something is."""
+    _check_field("radiance_density", points, table, layout, half, None, density_weights, bfloat16)
+    weights = [w.detach() for w in density_weights]
+    return _radiance_density(points.detach(), table.detach(), half, weights, layout._numbers, bfloat16)
+
+
+def _check_field(op, points, table, layout, half, table_grad, density_weights, bfloat16) -> None:
+    _check(op, points, table, layout, half, table_grad)
+    check_dtype(op, "table", table, torch.float32, *(() if bfloat16 else (torch.float64,)))
+    check_range(op, "layout.dimensions", layout.dimensions, 3, 3)
+    _check_layers(op, "density_weights", density_weights, layout.out_channels, points.dtype)
+
+
+def _names(source: Tensor, bfloat16: bool) -> tuple[str, str, int]:
+    """Instances of the forward and backward kernel, and whether operands are rounded one by one."""
+    native = bfloat16 and has_bfloat16()
+    product = "bf16" if native else "f64" if source.dtype == torch.float64 else "f32"
+    table = {torch.bfloat16: "bf16_table_", torch.float16: "f16_table_"}.get(source.dtype, "")
+    return f"radiance_{table}{product}", f"radiance_backward_{product}", int(bfloat16 and not native)
+
+
+def _network(inputs: int, weights: Sequence[Tensor]) -> list[int | Tensor | None]:
+    dims = [inputs, *(w.shape[0] for w in weights)]
+    return [len(weights), *dims, *[0] * (MAX_LAYERS + 1 - len(dims)), *weights, *_NONE[len(weights) :]]
+
+
+def _forward(points, extras, source, density, color, numbers, bfloat16, outputs) -> None:
+    """outputs: sigmas, colors or None, features, geometry or None."""
+    name, _, rounded = _names(source, bfloat16)
+    channels, width = (len(numbers) - 2) // 4 * numbers[1], density[-1].shape[0]
+    # without colours, the colour network's place is taken by nothing: a layout without extras
+    color_part = _network(extras.shape[1] + width, color) if color else [1, width, *[0] * 5, *_NONE]
+    sizes = (len(points), (len(numbers) - 2) // 4, numbers[1], rounded)
+    networks = (*_network(channels, density), *color_part)
+    launch(name, None, points, source, _levels(tuple(numbers)), extras, *outputs, *sizes, *networks)
+
+
+@torch.library.custom_op("polyfield::radiance_density", mutates_args=())
+def _radiance_density(
+    points: Tensor, table: Tensor, half: Tensor | None, weights: list[Tensor], numbers: list[int], bfloat16: bool
+) -> Tensor:
+    points, source = points.contiguous(), (table if half is None else half).contiguous()
+    sigmas = points.new_empty(len(points))
+    weights = [w.contiguous() for w in weights]
+    _forward(points, None, source, weights, [], numbers, bfloat16, (sigmas, None, _new_features(points, numbers), None))
+    return sigmas
+
+
+@_radiance_density.register_fake
+def _(points, table, half, weights, numbers, bfloat16):
+    return points.new_empty(points.shape[0])
+
+
+@torch.library.custom_op("polyfield::radiance", mutates_args=())
+def _radiance(
+    points: Tensor,
+    extras: Tensor,
+    table: Tensor,
+    half: Tensor | None,
+    table_grad: Tensor | None,
+    d0: Tensor,
+    d1: Tensor | None,
+    d2: Tensor | None,
+    d3: Tensor | None,
+    d4: Tensor | None,
+    c0: Tensor,
+    c1: Tensor | None,
+    c2: Tensor | None,
+    c3: Tensor | None,
+    c4: Tensor | None,
+    numbers: list[int],
+    bfloat16: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> sigmas (N,), colors (N, 3), and what the backward pass reads, empty unless ``keep``: features
+    (L, N, F), geometry (N, G)."""
+    points, extras, source = points.contiguous(), extras.contiguous(), (table if half is None else half).contiguous()
+    density = [w.contiguous() for w in (d0, d1, d2, d3, d4) if w is not None]
+    color = [w.contiguous() for w in (c0, c1, c2, c3, c4) if w is not None]
+    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, numbers, keep)
+    kept = (features, geometry) if keep else (_new_features(points, numbers), None)
+    _forward(points, extras, source, density, color, numbers, bfloat16, (sigmas, colors, *kept))
+    return outputs
+
+
+def _new_features(points: Tensor, numbers: list[int], keep: bool = True) -> Tensor:
+    return points.new_empty((len(numbers) - 2) // 4, points.shape[0] if keep else 0, numbers[1])
+
+
+def _new_outputs(points, density, numbers, keep) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, new = points.shape[0], points.new_empty
+    geometry = new(n if keep else 0, density[-1].shape[0])
+    return new(n), new(n, 3), _new_features(points, numbers, keep), geometry
+
+
+@_radiance.register_fake
+def _(points, extras, table, half, table_grad, d0, d1, d2, d3, d4, c0, c1, c2, c3, c4, numbers, bfloat16, keep):
+    return _new_outputs(points, [w for w in (d0, d1, d2, d3, d4) if w is not None], numbers, keep)
+
+
+@torch.library.custom_op("polyfield::radiance_backward", mutates_args=())
+def _radiance_backward(
+    extras: Tensor,
+    outputs: list[Tensor],
+    grad_sigmas: Tensor,
+    grad_colors: Tensor,
+    density: list[Tensor],
+    color: list[Tensor],
+    bfloat16: bool,
+) -> list[Tensor]:
+    """Gradients to the features (L, N, F) and to all weights."""
+    sigmas, colors, features, geometry = outputs
+    density, color = [w.contiguous() for w in density], [w.contiguous() for w in color]
+    grads = [torch.empty_like(t) for t in (features, *density, *color)]
+    _, name, rounded = _names(features, bfloat16)
+    tensors = (extras.contiguous(), features, geometry, sigmas, colors, grad_sigmas.contiguous())
+    levels, samples, width = features.shape
+    networks = (*_network(levels * width, density), *_network(color[0].shape[1], color))
+    gap_density, gap_color = _NONE[len(density) :], _NONE[len(color) :]
+    of_density, of_color = grads[1 : 1 + len(density)], grads[1 + len(density) :]
+    launch(
+        name,
+        None,
+        *tensors,
+        grad_colors.contiguous(),
+        grads[0],
+        samples,
+        levels,
+        width,
+        rounded,
+        *networks,
+        *of_density,
+        *gap_density,
+        *of_color,
+        *gap_color,
+    )
+    return grads
+
+
+@_radiance_backward.register_fake
+def _(extras, outputs, grad_sigmas, grad_colors, density, color, bfloat16):
+    return [torch.empty_like(t) for t in (outputs[2], *density, *color)]
+
+
+@torch.library.custom_op("polyfield::radiance_accumulate_", mutates_args={"table_grad"})
+def _accumulate(table_grad: Tensor, points: Tensor, grad_features: Tensor, numbers: list[int]) -> None:
+    tensors = (points, _levels(tuple(numbers)), grad_features, table_grad)
+    _launch("hash_encode_backward_levels", points.dtype, numbers, points, *tensors)
+
+
+@_accumulate.register_fake
+def _(table_grad, points, grad_features, numbers):
+    return None
+
+
+def _setup_context(ctx, inputs, output):
+    points, extras, table, _, ctx.table_grad = inputs[:5]
+    ctx.numbers, ctx.bfloat16 = inputs[-3:-1]
+    ctx.density = sum(w is not None for w in inputs[5:10])
+    ctx.entries, ctx.dtype = table.shape[0], _compute_dtype(table)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(points, extras, *output, *(w for w in inputs[5:15] if w is not None))
+
+
+def _backward(ctx, grad_sigmas, grad_colors, _, __):
+    nothing = (None,) * 18
+    if grad_sigmas is None and grad_colors is None:
+        return nothing
+    points, extras, *rest = ctx.saved_tensors
+    outputs, weights = rest[:4], rest[4:]
+    density, color = weights[: ctx.density], weights[ctx.density :]
+    grad_sigmas = torch.zeros_like(outputs[0]) if grad_sigmas is None else grad_sigmas
+    grad_colors = torch.zeros_like(outputs[1]) if grad_colors is None else grad_colors
+    grad_features, *grads = _radiance_backward(
+        extras, outputs, grad_sigmas, grad_colors, density, color, ctx.bfloat16
+    )
+    grad_table = None
+    if ctx.needs_input_grad[2]:
+        grad_table = ctx.table_grad
+        if grad_table is None:
+            grad_table = points.new_zeros(ctx.entries, ctx.numbers[1])
+        _accumulate(grad_table, points, grad_features, ctx.numbers)
+    of_density = [*grads[: ctx.density], *_NONE[ctx.density :]]
+    of_color = [*grads[ctx.density :], *_NONE[len(color) :]]
+    returned = None if ctx.table_grad is not None else grad_table
+    return None, None, returned, None, None, *of_density, *of_color, None, None, None
+
+
+_radiance.register_autograd(_backward, setup_context=_setup_context)
