@@ -282,5 +282,5 @@ def test_the_example_runs(tmp_path):
 
     script = Path(__file__).resolve().parents[1] / "examples" / "00_fit_and_mesh.py"
     assert len(script.read_text().splitlines()) <= 60
-    subprocess.run([sys.executable, str(script), "demo", "6"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, str(script), "demo", "15"], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "runs/example/mesh.glb").stat().st_size > 10_000

@@ -13,11 +13,12 @@
 namespace polyfield {
 namespace {
 
-// x -> the density's, without overflow
-template <class R> PF_INLINE R density_of(R log_density) {
+// The activations; NaN stays NaN, for whoever looks at the loss.
+template <class R> PF_INLINE R density_of(R x) {
   const R most(scalar_t<R>(15));
-  return exp(select(log_density > most, most, log_density));  // NaN stays NaN
+  return select(x == x, exp(select(x > most, most, x)), x);
 }
+template <class R> PF_INLINE R color_of(R x) { return select(x == x, sigmoid(x), x); }
 
 #if !PF_CUDA
 
@@ -92,7 +93,7 @@ void forward_radiance(const Radiance<T>& field, const T* points, const H* table,
       color_pass.tile(0, m);
       for (int64_t r = 0; r < 3 * m; r += LANES) {
         const int k = int(3 * m - r < LANES ? 3 * m - r : LANES);
-        store_first(c + r, sigmoid(load_first(c + r, k)), k);
+        store_first(c + r, color_of(load_first(c + r, k)), k);
       }
     }
   });
