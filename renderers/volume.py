@@ -34,8 +34,8 @@ class MarchConfig:
     """What lies behind less than this is dropped."""
     min_alpha: float = 1e-3
     """Intervals more transparent than this are dropped."""
-    wave: int = 48
-    """Intervals of a ray that are looked at before asking whether it goes on."""
+    wave: int = 24
+    """Intervals of a ray that are looked at before asking whether it goes on; then twice as many, and so on."""
     chunk: int = 8192
     """Rays at a time when an image is rendered: bounds the memory."""
 
@@ -69,24 +69,37 @@ class VolumeRenderer(nn.Module):
     def _march(self, field: Field, rays: Rays) -> tuple[Samples, Tensor]:
         """Intervals in occupied cells and the field's values there, without gradients.
 
-        In two waves: most rays end at a surface within the first few intervals, and what lies behind it, two thirds
-        of all in a room, needs no evaluation. Only rays that still see something go on.
+        In waves, each of twice as many intervals as the one before: most rays end at a surface within the first few,
+        and what lies behind it, two thirds of all in a room, needs no evaluation.
         """
         jitter = torch.rand(len(rays), generator=self.generator) if self.training else None
-        samples, values = self._wave(field, rays, jitter, self.config.wave)
-        counts = samples.ray_offsets.diff()
+        most = self.config.wave
+        samples, values = self._wave(field, rays, jitter, most)
+        onward, fresh = self._onward(rays, samples, values, most), samples
+        while len(onward[0]):
+            most = 2 * most if most < 8 * self.config.wave else 0
+            numbers, ends = onward
+            rest = replace(rays[numbers], near=ends)
+            fresh, fresh_values = self._wave(field, rest, None, most)
+            among, ends = self._onward(rest, fresh, fresh_values, most)
+            (starts, stops, values), indices, offsets = append_packed(
+                (samples.t_starts, samples.t_ends, values),
+                samples.ray_offsets,
+                (fresh.t_starts, fresh.t_ends, fresh_values),
+                fresh.ray_offsets,
+                numbers,
+            )
+            samples, onward = Samples(starts, stops, indices, offsets), (numbers[among], ends)
+        return samples, values
+
+    def _onward(self, rays: Rays, samples: Samples, values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """The rays that have had all ``most`` intervals and still see something, and where each has come to."""
+        if most == 0:
+            return samples.ray_offsets.new_zeros(0, dtype=torch.long), samples.t_ends[:0]
         _, opacities, _ = composite(self._alphas(rays, samples, values), [], samples.ray_offsets)
-        onward = ((counts == self.config.wave) & (1 - opacities > self.config.min_transmittance)).nonzero()[:, 0]
-        if len(onward) == 0:
-            return samples, values
-        last = samples.ray_offsets[1:][onward] - 1
-        rest = replace(rays[onward], near=samples.t_ends[last])
-        behind, behind_values = self._wave(field, rest, None, 0)
-        packs = (samples.t_starts, samples.t_ends, values), (behind.t_starts, behind.t_ends, behind_values)
-        (starts, ends, values), indices, offsets = append_packed(
-            packs[0], samples.ray_offsets, packs[1], behind.ray_offsets, onward
-        )
-        return Samples(starts, ends, indices, offsets), values
+        full = samples.ray_offsets.diff() == most
+        onward = (full & (1 - opacities > self.config.min_transmittance)).nonzero()[:, 0]
+        return onward, samples.t_ends[samples.ray_offsets[1:][onward] - 1]
 
     def _wave(self, field: Field, rays: Rays, jitter: Tensor | None, most: int) -> tuple[Samples, Tensor]:
         longer = self.coarseness if self.training else 1.0

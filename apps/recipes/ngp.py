@@ -45,7 +45,7 @@ class OccupancyConfig:
     threshold: float = 0.01
     """A cell is empty where one step through it is more transparent than 1 minus this."""
     decay: float = 0.95
-    fading: float = 0.85
+    fading: float = 0.8
     """The same, where training rays come through."""
     observe_every: int = 4
     """Steps between those whose rays are asked what they met."""
@@ -85,11 +85,11 @@ class Config:
     field: RadianceGridConfig = field(
         default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17, half=True))
     )
-    march: MarchConfig = MarchConfig()
+    march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
-    distortion: Distortion = Distortion()
+    distortion: Distortion = Distortion(weight=5e-4)
     opacity: Opacity = Opacity()
     background: Background = Background.AUTO
     exposure: bool = False
