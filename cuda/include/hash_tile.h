@@ -247,16 +247,16 @@ template <int D, int F, class T, class H> PF_INLINE void interpolate_runs(const 
 
 // ---- all samples ------------------------------------------------------------------------------------------------------
 
-// Each thread's share, at most 32768: it goes through one level after the other, so that a level's entries are met while
-// they are still in the cache. With tables of many megabytes that an optimizer has just evicted, this halves the time.
-inline int64_t block_size(int64_t n) {
-  const int64_t share = ceil_div(ceil_div(n, thread_count()), HASH_TILE) * HASH_TILE;
-  return share < 512 ? 512 : share > 32768 ? 32768 : share;
-}
+// Samples that go through one level after the other. Rows of all levels' features have to stay in the second-level cache
+// meanwhile; features that lie level by level need not, and a level's entries are then met while they are still cached:
+// with tables of many megabytes that an optimizer has just evicted, this halves the time.
+constexpr int64_t ROWS_BLOCK = 2048, LEVELS_BLOCK = 32768;
 
 // each(tile, level, first sample) for every tile of n samples at every level
-template <int D, class T, class Each> PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each) {
-  parallel_chunks(n, block_size(n), [=](int64_t begin, int64_t end) {
+template <int D, class T, class Each>
+PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each, int64_t most = ROWS_BLOCK) {
+  const int64_t share = ceil_div(ceil_div(n, thread_count()), HASH_TILE) * HASH_TILE;
+  parallel_chunks(n, share < most ? (share > 0 ? share : 1) : most, [=](int64_t begin, int64_t end) {
     static thread_local std::vector<T> scratch;
     const int64_t stride = ceil_div(end - begin, LANES) * LANES + PAD;
     if (int64_t(scratch.size()) < D * stride) scratch.resize(D * stride);
@@ -279,7 +279,7 @@ void encode(const T* points, const H* table, const Level* levels, int level_coun
     T* to = out + first * sample_stride + l * level_stride;
     if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, sample_stride);
     else interpolate_each<D, F>(tile, entries, to, sample_stride);
-  });
+  }, sample_stride == F ? LEVELS_BLOCK : ROWS_BLOCK);
 }
 
 #endif
