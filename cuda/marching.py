@@ -1,4 +1,4 @@
-"""Occupancy-grid ray marching: ``march_grid``, ``interval_points``. Kernels: ``march_grid.cu``, ``interval_points.cu``."""
+"""Ray marching: ``march_grid`` and ``interval_points``. Kernels: ``march_grid.cu``, ``interval_points.cu``."""
 
 from __future__ import annotations
 
