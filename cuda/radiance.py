@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_dtype, check_range, check_shape
 from .hash_encoding import HashLayout, _check, _compute_dtype, _launch, _levels
-from .mlp import _NONE, MAX_LAYERS, _check_layers, _dims
+from .mlp import _NONE, MAX_LAYERS, _check_layers
 from .native import has_bfloat16, launch
 
 MAX_LOG_DENSITY = 15.0
@@ -251,9 +251,7 @@ def _backward(ctx, grad_sigmas, grad_colors, _, __):
     density, color = weights[: ctx.density], weights[ctx.density :]
     grad_sigmas = torch.zeros_like(outputs[0]) if grad_sigmas is None else grad_sigmas
     grad_colors = torch.zeros_like(outputs[1]) if grad_colors is None else grad_colors
-    grad_features, *grads = _radiance_backward(
-        extras, outputs, grad_sigmas, grad_colors, density, color, ctx.bfloat16
-    )
+    grad_features, *grads = _radiance_backward(extras, outputs, grad_sigmas, grad_colors, density, color, ctx.bfloat16)
     grad_table = None
     if ctx.needs_input_grad[2]:
         grad_table = ctx.table_grad
