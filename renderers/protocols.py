@@ -55,6 +55,13 @@ class Step:
             raise ValueError("photometric: render: expected a background for a target with alpha, got none")
         return colors * alphas[:, None] + self.render.background * (1 - alphas[:, None])
 
+    def mean(self, values: Tensor) -> Tensor:
+        """values (R,) -> (): their mean over the rays whose pixels count; 0 if none does."""
+        masks = self.target.masks
+        if masks is None:
+            return values.mean()
+        return values.where(masks, 0).sum() / masks.sum().clamp(min=1)
+
 
 Loss = Callable[[Step], Tensor]  # a scalar, its weight included
 Opacity = Callable[[FieldOutput, Rays, Samples], Tensor]  # -> alphas (S,)

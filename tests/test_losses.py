@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,14 +78,44 @@ def test_targets_with_alpha_lie_over_the_same_background():
     torch.testing.assert_close(made.target_colors, wanted)
 
 
+@pytest.mark.parametrize("loss", list(all_losses()), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("has_alpha", [True, False])
+def test_masked_pixels_touch_no_loss(loss, has_alpha):
+    """A loss under a mask is the loss of the rays that count alone, and has no gradient elsewhere."""
+    made, weights = step()
+    masks = torch.tensor([True, False, True, True, False, False])
+    target = replace(made.target, masks=masks, alphas=made.target.alphas if has_alpha else None)
+    masked = loss(weight=1.0)(replace(made, target=target))
+    (gradient,) = torch.autograd.grad(masked, weights, retain_graph=True)
+    counts = masks.repeat_interleave(S // R)
+    assert (gradient[~counts] == 0).all()
+    assert (gradient[counts] != 0).any()
+
+    per_ray = S // R
+    kept = int(masks.sum())
+    samples = Samples(
+        made.render.samples.t_starts[counts],
+        made.render.samples.t_ends[counts],
+        torch.arange(kept).repeat_interleave(per_ray).int(),
+        torch.arange(0, kept * per_ray + 1, per_ray).int(),
+    )
+    pixels = made.render.pixels
+    render = Render(
+        Pixels(pixels.colors[masks], pixels.alphas[masks]), made.render.background[masks], samples, weights[counts]
+    )
+    alone = Pixels(target.colors[masks], None if target.alphas is None else target.alphas[masks])
+    torch.testing.assert_close(masked, loss(weight=1.0)(Step(0, None, made.view, render, alone)))
+
+    nothing = loss(weight=1.0)(replace(made, target=replace(target, masks=torch.zeros(R, dtype=torch.bool))))
+    assert nothing == 0
+
+
 def test_opacity_is_least_at_the_extremes():
-    assert binary_entropy(torch.tensor([1e-4, 1 - 1e-4]), torch.tensor([0.0, 1.0])) < 1e-3
+    assert binary_entropy(torch.tensor([1e-4, 1 - 1e-4]), torch.tensor([0.0, 1.0])).max() < 1e-3
     assert binary_entropy(torch.tensor([0.5]), torch.tensor([0.5])) > 0.6
 
 
 def test_a_loss_says_what_it_misses():
-    from dataclasses import replace
-
     from polyfield.renderers.losses.distortion import Distortion
     from polyfield.renderers.losses.photometric import Photometric
 

@@ -12,7 +12,7 @@ from ..protocols import Step
 
 @dataclass(frozen=True)
 class Distortion:
-    """Mean over rays of sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, in scene units."""
+    """Mean over rays whose pixels count of sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 dt_i / 3, in scene units."""
 
     weight: float = 0.0
     """0 leaves it out."""
@@ -21,4 +21,4 @@ class Distortion:
         samples, weights = step.render.samples, step.render.weights
         if samples is None or weights is None:
             raise ValueError("distortion: render: expected samples and weights, got none; use a ray-marching renderer")
-        return self.weight * distortion(weights, samples.t_starts, samples.t_ends, samples.ray_offsets).mean()
+        return self.weight * step.mean(distortion(weights, samples.t_starts, samples.t_ends, samples.ray_offsets))
