@@ -120,22 +120,25 @@ def fit(
 ) -> None:
     """Run ``job`` until ``budget`` is spent or ``stop()`` says so.
 
-    Raises NotFiniteError, before anything is updated, when a loss is not finite.
+    Raises NotFiniteError, before anything is updated, when a loss is not finite. However it ends, the optimizer's
+    groups get their learning rates back, and the renderer is left ready for pictures (``eval``).
     """
     rates = [group["lr"] for group in job.optimizer.param_groups]
     job.renderer.train()
     clock = time.perf_counter() - job.elapsed - job.idle
-    while (spent := budget.spent(job.step, job.elapsed)) < 1 and not stop():
+    try:
+        while (spent := budget.spent(job.step, job.elapsed)) < 1 and not stop():
+            for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * job.learning_rate(spent)
+            report = _one_step(job, spent)
+            job.elapsed = time.perf_counter() - clock - job.idle
+            for call in after_step:
+                call(report)
+            job.elapsed = time.perf_counter() - clock - job.idle
+    finally:
         for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * job.learning_rate(spent)
-        report = _one_step(job, spent)
-        job.elapsed = time.perf_counter() - clock - job.idle
-        for call in after_step:
-            call(report)
-        job.elapsed = time.perf_counter() - clock - job.idle
-    for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    job.renderer.eval()
+            group["lr"] = rate
+        job.renderer.eval()
 
 
 def _one_step(job: Job, spent: float) -> Report:

@@ -243,6 +243,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(scen
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005.safetensors"]
 
 
+def test_rates_and_modes_are_put_back_however_a_fit_ends(scene):
+    job = SMALL.build(scene, 0)
+    rates = [group["lr"] for group in job.optimizer.param_groups]
+
+    def full_disk(report):
+        assert [group["lr"] for group in job.optimizer.param_groups] != rates or report.spent == 0
+        assert job.renderer.training
+        if job.step == 4:
+            raise UserError("the disk is full")
+
+    broken = {"broken": lambda step: step.render.pixels.colors.sum() * float("nan")}
+    endings = [(job.losses, full_disk, UserError), (broken, lambda report: None, NotFiniteError)]
+    for losses, call, error in endings:
+        job.losses = losses
+        with pytest.raises(error):
+            fit(job, Budget(steps=8), [call])
+        assert [group["lr"] for group in job.optimizer.param_groups] == rates
+        assert not job.renderer.training
+        assert job.step == 4
+
+
 def test_every_background_and_the_exposure_fit(scene):
     for background in ngp.Background:
         config = replace(SMALL, background=background, exposure=True, distortion=replace(SMALL.distortion, weight=0.01))
