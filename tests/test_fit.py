@@ -1,5 +1,6 @@
 """The main job on the built-in scene: it learns, repeats itself to the bit, resumes, survives what users do to it."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,10 +9,12 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
+from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
 from polyfield.apps.fit import Budget, NotFiniteError, fit
 from polyfield.apps.fit_reports import Checkpoints
@@ -21,6 +24,10 @@ from polyfield.apps.run import open_run
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.radiance_grid import RadianceGridConfig
+from polyfield.geometry import Aabb
+from polyfield.geometry.isosurface import isosurface
+from polyfield.geometry.mesh_io import load_mesh
+from polyfield.geometry.mesh_ops import transform
 
 SMALL = replace(
     ngp.Config(),
@@ -70,8 +77,6 @@ def test_evaluate_and_the_quality_of_a_short_fit(run):
 def test_extract(run, tmp_path):
     from polyfield.geometry.metrics import chamfer
 
-    from polyfield import load_mesh
-
     for ending in ("ply", "glb", "obj"):
         path = tmp_path / f"mesh.{ending}"
         options = ["--resolution", "96", "--target-faces", "20000"]
@@ -96,6 +101,101 @@ def test_extract_refuses_what_cannot_be(run, tmp_path, capsys):
     assert main(["extract", str(run), "--output", str(tmp_path / "mesh.doc"), "--resolution", "32"]) == 2
     assert "mesh.doc" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_extract_within_a_crop(run, tmp_path, capsys):
+    low, high = torch.tensor([-0.9, -0.8, 0.05]), torch.tensor([0.6, 1.0, 0.5])
+    box = [str(x) for x in (*low.tolist(), *high.tolist())]
+    options = ["--resolution", "64", "--level", "20", "--components", "0"]
+    assert main(["extract", str(run), "--output", str(tmp_path / "whole.ply"), *options]) == 0
+    assert main(["extract", str(run), "--output", str(tmp_path / "part.ply"), *options, "--crop", *box]) == 0
+    whole, part = load_mesh(tmp_path / "whole.ply"), load_mesh(tmp_path / "part.ply")
+    assert part.colors is not None
+    assert (part.vertices >= low).all()
+    assert (part.vertices <= high).all()
+    cell = 1.5 / 64
+    assert (part.vertices.amin(0) < low + 2 * cell).all(), "as far as the box reaches: the disc is wider"
+    assert (part.vertices.amax(0) > high - 2 * cell).all()
+    # The same surface: what the whole mesh has well inside the box is near the part, and the other way round.
+    inside = Aabb(low + 0.1, high - 0.1)
+    for a, b in ((whole, part), (part, whole)):
+        points = a.vertices[inside.contains(a.vertices)]
+        distances = torch.cdist(points[:: len(points) // 500], b.vertices).amin(1)
+        assert distances.median() < 2.7 / 64
+    assert capsys.readouterr().err == "", "a surface that the crop cuts open is no surprise"
+
+    # The largest part is that of what lies in the box: here the ball, although the disc beneath it is far larger.
+    options = ["--resolution", "64", "--level", "20"]
+    box = ["0.2", "0", "0.2", "0.8", "0.7", "0.9"]
+    assert main(["extract", str(run), "--output", str(tmp_path / "ball.ply"), *options, "--crop", *box]) == 0
+    assert len(load_mesh(tmp_path / "ball.ply").faces) > 500
+
+
+def test_a_surface_that_meets_the_bounds_is_noted(run, tmp_path, capsys):
+    options = ["--resolution", "32", "--output", str(tmp_path / "mesh.ply")]
+    opened = open_run(run)
+    density = opened.field.query
+    opened.field.query = lambda points, directions=None, **more: replace(
+        density(points, directions, **more), values=100.0 * (points[:, 2] < 0.1)
+    )
+    opened.renderer.occupancy.bits.fill_(-1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyfield.apps.run.open_run", lambda _: opened)
+        assert main(["extract", str(run), *options]) == 0
+    said = capsys.readouterr().err
+    assert said == "note: isosurface: the surface meets the bounds and is cut open there\n"
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        ("0 0 0 -1 1 1", r"extract: --crop: expected low x y z below high x y z, got (0, 0, 0) and (-1, 1, 1)"),
+        ("0 0 0 nan 1 1", r"extract: --crop: expected low x y z below high x y z, got (0, 0, 0) and (nan, 1, 1)"),
+        (
+            "5 5 5 6 6 6",
+            r"extract: --crop: expected a box that meets the fitted space, which lies from (-1.35, ",
+        ),
+        ("1.25 1.25 1.2 1.3 1.3 1.3", r"extract: isosurface: level: expected a value that the function crosses inside"),
+    ],
+)
+def test_extract_refuses_crops_without_a_surface(run, tmp_path, capsys, crop, message):
+    options = ["--output", str(tmp_path / "mesh.ply"), "--resolution", "32", "--crop", *crop.split()]
+    assert main(["extract", str(run), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_skipping_empty_space_changes_no_mesh(run):
+    """The field is not asked where nothing is; a mesh from a function that always asks is the same."""
+    opened = open_run(run)
+    mesh = extract_mesh(opened, resolution=48, level=20.0, components=0)
+    occupancy, query = opened.renderer.occupancy, opened.field.query
+    asked = []
+
+    def everywhere(points):
+        asked.append(points)
+        return query(points).values * occupancy.occupied(points)
+
+    with torch.no_grad():
+        plain = isosurface(everywhere, Aabb.cube(1.0), 48, 20.0, inside_is_above=True)
+    plain = transform(plain, opened.asked.facts.matrix)
+    assert torch.equal(mesh.faces, plain.faces)
+    torch.testing.assert_close(mesh.vertices, plain.vertices, atol=1e-5, rtol=0)
+    assert sum(int(occupancy.occupied(points).sum()) for points in asked) < 0.9 * sum(map(len, asked))
+
+
+def test_render_a_spiral(run, tmp_path):
+    from PIL import Image
+
+    out = tmp_path / "spiral"
+    options = ["--views", "spiral", "--frames", "5", "--width", "48", "--height", "32"]
+    assert main(["render", str(run), "--output", str(out), *options]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [f"{i:04d}.png" for i in range(5)]
+    pictures = [torch.from_numpy(np.array(Image.open(out / f"{i:04d}.png"))).float() for i in range(5)]
+    assert all(p.shape == (32, 48, 3) for p in pictures)
+    # The scene is in the middle of every picture, on white, and no two pictures are the same.
+    assert all((p[8:24, 16:32].mean() < 220) and (p[0].mean() > 245) for p in pictures)
+    assert all((a - b).abs().mean() > 1 for a, b in itertools.pairwise(pictures))
 
 
 def test_render_every_channel(run, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,7 @@ def run(
         resolution: cells along the longest edge of the box that is searched.
         level: density per scene unit at the surface; by default half opaque within two cells.
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
-        components: keep this many of the largest connected parts; 0 keeps all.
+        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all.
         target_faces: decimate to about this many triangles.
     """
     from ...geometry.mesh_io import save_mesh
@@ -45,9 +47,12 @@ def run(
         raise UserError(
             f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
         )
-    mesh = extract_mesh(
-        open_run(run), resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
-    )
+    opened = open_run(run)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        mesh = extract_mesh(
+            opened, resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
+        )
     try:
         save_mesh(mesh, output)
     except OSError as error:
@@ -66,14 +71,15 @@ def extract_mesh(
     components: int = 1,
     target_faces: int | None = None,
 ) -> Any:
-    """The same for an open run; returns the Mesh in the scene's own units."""
+    """The same for an open run; returns the Mesh in the scene's own units.
+
+    Raises UserError for options that make no sense, and where there is no surface.
+    """
     import math
 
     import torch
 
-    from ...geometry import Aabb
-    from ...geometry.isosurface import isosurface
-    from ...geometry.mesh_ops import crop as crop_mesh
+    from ...geometry.isosurface import OpenSurfaceWarning, isosurface
     from ...geometry.mesh_ops import largest_components, simplify, transform, with_colors
 
     for name, value, least in (
@@ -84,19 +90,28 @@ def extract_mesh(
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
     to_world = run.asked.facts.matrix
-    bounds = Aabb.cube(1.0) if crop is None else _box_around(torch.tensor(crop), to_world.inverse())
+    occupancy = run.renderer.occupancy
+    bounds = _bounds(crop, to_world, occupancy.half_extent * 2 ** (occupancy.cascades - 1))
     cell = float(bounds.extent.max()) / resolution
     level = math.log(2) / (2 * cell) if level is None else level
-    occupancy = run.renderer.occupancy
 
     @torch.no_grad()
     def density(points):
-        return run.field.query(points).values * occupancy.occupied(points)
+        """Zero in empty space, where nothing has taught the field, and it need not be asked."""
+        filled = occupancy.occupied(points).nonzero()[:, 0]
+        values = points.new_zeros(len(points))
+        values[filled] = run.field.query(points[filled]).values
+        return values
 
     try:
-        mesh = isosurface(density, bounds, resolution, level, inside_is_above=True)
+        with warnings.catch_warnings():
+            if crop is not None:  # a surface that a crop cuts open is what was asked for
+                warnings.simplefilter("ignore", OpenSurfaceWarning)
+            mesh = isosurface(density, bounds, resolution, level, inside_is_above=True)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
+    if crop is not None:
+        mesh = _cropped(mesh, crop, to_world)
     if components:
         mesh = largest_components(mesh, components)
     if target_faces is not None:
@@ -104,19 +119,45 @@ def extract_mesh(
     with torch.no_grad():
         directions = -mesh.normals if mesh.normals is not None else torch.zeros_like(mesh.vertices)
         mesh = with_colors(mesh, run.field.query(mesh.vertices, directions).colors)
-    mesh = transform(mesh, to_world)
-    if crop is not None:
-        mesh = crop_mesh(mesh, Aabb(torch.tensor(crop[:3]), torch.tensor(crop[3:])))
-    return mesh
+    return transform(mesh, to_world)
 
 
-def _box_around(crop: Any, to_scene: Any) -> Any:
-    """The scene-frame box around a box in world units."""
+def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
+    """The box to search, scene frame: the innermost cube, or around ``crop``, as far as the fitted space goes."""
     import torch
 
     from ...geometry import Aabb
+    from ...geometry.transforms import similarity_inverse, transform_points
 
-    low, high = crop[:3], crop[3:]
-    corners = torch.cartesian_prod(*[torch.stack([low[i], high[i]]) for i in range(3)])
-    moved = corners @ to_scene[:3, :3].T + to_scene[:3, 3]
-    return Aabb(moved.min(0).values, moved.max(0).values)
+    if crop is None:
+        return Aabb.cube(1.0)
+    low, high = torch.tensor(crop, dtype=torch.float64).view(2, 3)
+    if not bool((low < high).all() & low.isfinite().all() & high.isfinite().all()):
+        raise UserError(f"extract: --crop: expected low x y z below high x y z, got {_words(low)} and {_words(high)}")
+    corners = torch.cartesian_prod(*torch.stack([low, high], 1))
+    moved = transform_points(similarity_inverse(to_world.double()), corners)
+    box = Aabb(moved.min(0).values.clamp(min=-half).float(), moved.max(0).values.clamp(max=half).float())
+    if not bool((box.extent > 0).all()):
+        corners = transform_points(to_world, torch.cartesian_prod(*[torch.tensor([-half, half])] * 3))
+        raise UserError(
+            f"extract: --crop: expected a box that meets the fitted space, which lies from {_words(corners.amin(0))} "
+            f"to {_words(corners.amax(0))}, got {_words(low)} to {_words(high)}"
+        )
+    return box
+
+
+def _cropped(mesh: Any, crop: tuple[float, ...], to_world: Any) -> Any:
+    """The triangles of a mesh in the scene's frame that lie within a box in world units."""
+    from ...geometry import Aabb
+    from ...geometry.mesh_ops import keep_faces
+    from ...geometry.transforms import transform_points
+
+    box = Aabb(*to_world.new_tensor(crop).view(2, 3))
+    mesh = keep_faces(mesh, box.contains(transform_points(to_world, mesh.vertices))[mesh.faces].all(1))
+    if len(mesh.faces) == 0:
+        raise UserError("extract: --crop: expected a box with some of the surface inside, got none; enlarge it")
+    return mesh
+
+
+def _words(point: Any) -> str:
+    return "(" + ", ".join(f"{x:.3g}" for x in point.tolist()) + ")"
