@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..datasets.scene import Scene, open_scene
+from ..datasets import demo
+from ..datasets.scene import Scene
 from .errors import UserError
 from .fit import Budget, Job, fit
 from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
 from .interrupt import StopOnInterrupt
-from .run import Asked, Run, SceneFacts, open_run, save_scene
+from .run import Asked, Run, SceneFacts, open_data, open_run, save_scene
 
 if TYPE_CHECKING:
     from .viewer import FitView
@@ -124,7 +125,7 @@ def _check(options: Options) -> None:
 
 def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene]:
     """What to fit, and its scene. Whatever stands in ``folder`` is touched only after the data has been read."""
-    source = str(Path(data).resolve()) if Path(data).exists() else data  # what is no path may be a built-in scene
+    source = _source(data)
     if options.resume and (folder / "config.json").is_file():
         asked = Asked.load(folder)
         for what, was, now in (("recipe", asked.recipe, name), ("data", asked.data, source)):
@@ -132,9 +133,9 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
                 raise UserError(f"fit: --resume: {folder} has {what} {was}, not {now}; choose another --run")
         if options.steps is not None or options.seconds is not None:
             asked = replace(asked, steps=options.steps, seconds=options.seconds)
-        return asked, open_scene(source, downscale=asked.downscale)
+        return asked, open_data(source, asked.downscale)
     _check_free(folder, options.overwrite)
-    scene = open_scene(source, downscale=options.downscale)
+    scene = open_data(source, options.downscale)
     steps = options.steps or (None if options.seconds else config.default_steps)
     asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, SceneFacts.of(scene))
     if options.overwrite and folder.is_dir():
@@ -145,6 +146,13 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
         raise UserError(f"fit: --run: {folder} cannot be made ({error}); choose another folder") from error
     asked.save(folder)
     return asked, scene
+
+
+def _source(data: str) -> str:
+    """The absolute path of data; or a built-in scene's name, unless a folder of that name holds something else."""
+    path = Path(data)
+    is_run = (path / "config.json").is_file()  # as after `polyfield fit ngp demo --run demo`
+    return data if data == demo.NAME and (is_run or not path.exists()) else str(path.resolve())
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import polyfield
 
-from ..datasets.scene import Scene, open_scene
+from ..datasets import demo
+from ..datasets.scene import LoadOptions, Scene, open_scene
 from ..renderers.volume import VolumeRenderer
 from . import discover
 from .checkpoint import load_tensors, save_tensors, write_whole
@@ -140,7 +141,14 @@ class Run:
 
     def scene(self) -> Scene:
         """The photographs it was fitted to, read again from where they were."""
-        return open_scene(self.asked.data, downscale=self.asked.downscale)
+        return open_data(self.asked.data, self.asked.downscale)
+
+
+def open_data(data: str, downscale: int) -> Scene:
+    """What a run is, or was, fitted to: an absolute path, or a built-in scene's name, which no folder hides."""
+    if data == demo.NAME:
+        return demo.load(Path(data), LoadOptions(downscale=downscale))
+    return open_scene(data, downscale=downscale)
 
 
 def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

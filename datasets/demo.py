@@ -24,6 +24,7 @@ from . import images
 from .demo_shapes import MISS, Capsule, Cylinder, RoundedBox, Solid, Sphere, Torus, dot, length, vector
 from .scene import Frame, LoadOptions, Scene, SceneError, Split
 
+NAME = "demo"
 VIEWS = 69
 SIZE = 200
 CENTER, HALF = (0.0, 0.0, 0.42), 1.35  # of the cube that holds everything
@@ -46,7 +47,7 @@ class Part:
 
 def matches(root: Path) -> bool:
     """The name ``demo``, unless a folder of that name exists."""
-    return str(root) == "demo" and not root.exists()
+    return str(root) == NAME and not root.exists()
 
 
 def load(root: Path, options: LoadOptions) -> Scene:

@@ -198,6 +198,25 @@ def test_render_a_spiral(run, tmp_path):
     assert all((a - b).abs().mean() > 1 for a, b in itertools.pairwise(pictures))
 
 
+def test_a_run_in_a_folder_of_the_built_in_scenes_name(tmp_path, monkeypatch):
+    """The name keeps meaning the built-in scene; the run's own folder is no data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("polyfield.datasets.demo.VIEWS", 10)
+    monkeypatch.setattr("polyfield.datasets.demo.SIZE", 24)
+    options = ["fit", "ngp", "demo", "--run", "demo", "--preview-every", "0", "--samples-per-step", "1024"]
+    assert main([*options, "--steps", "2"]) == 0
+    assert main([*options, "--steps", "3", "--resume"]) == 0
+    assert open_run("demo").step == 3
+    assert len(open_run("demo").scene().frames) == 10
+    assert main([*options, "--steps", "2", "--overwrite"]) == 0
+    folder = tmp_path / "elsewhere" / "demo"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(open_run(tmp_path / "demo").scene().frames) == 10, "nor does another folder hide it from a run"
+    with pytest.raises(ValueError, match="expected a data set, found an empty folder"):
+        fit_scene("demo", run=tmp_path / "x")
+
+
 def test_render_every_channel(run, tmp_path):
     from PIL import Image
 
