@@ -2,15 +2,17 @@
 
 A shrunken pixel is the mean over the rectangle it covers, also where sizes do not divide: row weights W_ij = overlap of
 output cell i with input cell j, out = W_rows image W_columns^T. Intrinsics then scale by the exact ratio of the sizes.
+A photograph is turned as its EXIF orientation says; of 16 bits the upper eight are kept.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from ..geometry.cameras import downscaled_size
 from .scene import SceneError
 
+ORIENTATION = 0x0112  # the EXIF tag: 1 = as stored, 5 to 8 exchange width and height
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -44,17 +47,28 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def image_size(path: Path) -> tuple[int, int, int]:
-    """Width, height and channels (3 or 4) without decoding. Raises SceneError if it is no readable image."""
-    image = _open(path)
-    with image:
-        return image.width, image.height, 4 if _has_alpha(image) else 3
+class ImageFacts(NamedTuple):
+    """What a file's header says; width and height are those of the picture turned upright."""
+
+    width: int
+    height: int
+    channels: int  # 3, or 4 with alpha
+    turned: bool  # whether width and height are exchanged in the file
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Size and channels, without decoding. Raises SceneError if it is no readable image."""
+    with open_image(path) as image:
+        turned = _orientation(image) >= 5
+        width, height = image.size[::-1] if turned else image.size
+        if turned and image.format == "TIFF":  # some versions of Pillow exchange these themselves
+            width, height = _upright(path, image).size
+        return ImageFacts(width, height, 4 if _has_alpha(image) else 3, turned)
 
 
 def read_image(path: Path, downscale: int = 1) -> tuple[Tensor, Tensor | None]:
     """Colours (H, W, 3) uint8 with straight alpha, and alphas (H, W) uint8 if the file has them."""
-    image = _open(path)
-    with image:
+    with open_image(path) as image:
         pixels = _decode(path, image, "RGBA" if _has_alpha(image) else "RGB")
     colors, alphas = pixels[..., :3], pixels[..., 3] if pixels.shape[-1] == 4 else None
     if downscale > 1:
@@ -64,43 +78,13 @@ def read_image(path: Path, downscale: int = 1) -> tuple[Tensor, Tensor | None]:
 
 def read_mask(path: Path, downscale: int = 1) -> Tensor:
     """(H, W) bool: brighter than half (or, in an image with alpha only, opaque). Shrunk, a pixel counts if all do."""
-    image = _open(path)
-    with image:
-        grey = _decode(path, image, "L")
+    grey = _read_grey(path)
     return torch.from_numpy(_mean(grey >= 128, downscale) > 1 - 1e-4)
 
 
 def read_silhouette(path: Path, downscale: int = 1) -> Tensor:
     """(H, W) uint8: a mask as alpha, averaged when shrunk."""
-    image = _open(path)
-    with image:
-        grey = _decode(path, image, "L")
-    return torch.from_numpy(_to_uint8(_mean(grey, downscale)))
-
-
-def read_depth(path: Path, unit: float, downscale: int = 1) -> Tensor:
-    """(H, W) float32: 16-bit PNG times ``unit``, or .npy in world units; 0 where unknown.
-
-    Shrunk, a pixel is the mean of those of its depths that are known and within 5 % of the nearest: averaging across a
-    silhouette would invent a surface between the two.
-    """
-    if path.suffix == ".npy":
-        try:
-            depth = np.load(path, allow_pickle=False).squeeze()
-        except (OSError, ValueError, EOFError) as error:
-            raise SceneError(f"{path}: expected depths as a .npy array, got {error}; write it again") from None
-        depth = depth.astype(np.float32)
-    else:
-        image = _open(path)
-        with image:
-            try:
-                depth = np.asarray(image).astype(np.float32) * np.float32(unit)
-            except (OSError, SyntaxError) as error:
-                raise SceneError(f"{path}: expected a readable depth image, got {error}; write it again") from None
-    if depth.ndim != 2:
-        raise SceneError(f"{path}: expected depths of shape (H, W), got {depth.shape}; use 16-bit grey PNG or .npy")
-    depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
-    return torch.from_numpy(_shrink_depth(depth, downscale))
+    return torch.from_numpy(_to_uint8(_mean(_read_grey(path), downscale)))
 
 
 def shrink(colors: np.ndarray, alphas: np.ndarray | None, factor: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -126,7 +110,8 @@ def check_memory(needed: int, allowed: int, downscale: int, what: Path) -> None:
     )
 
 
-def _open(path: Path) -> Any:
+def open_image(path: Path) -> Any:
+    """The file as Pillow opens it, not decoded yet. Raises SceneError if it is no readable image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -139,15 +124,70 @@ def _open(path: Path) -> Any:
         raise SceneError(f"{path}: expected a readable image, got {error}; write it again") from None
 
 
-def _decode(path: Path, image: Any, mode: str) -> np.ndarray:
+def _read_grey(path: Path) -> np.ndarray:
+    """A mask, (H, W) uint8. Where its values are 0 and 1 alone, 1 is white."""
+    with open_image(path) as image:
+        grey = _decode(path, image, "L")
+    return grey * np.uint8(255) if grey.max(initial=0) == 1 else grey
+
+
+def _orientation(image: Any) -> int:
+    """How the picture has to be turned: the number of EXIF's orientation tag."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asked, Pillow would decode the file to look for the tag behind the pixels
     try:
-        if mode != "L" and image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image)[..., None] >> 8).astype(np.uint8), 3, -1)
+        found = image.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):  # a mangled tag says nothing
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(path: Path, image: Any) -> Any:
+    """The decoded picture, turned as its orientation tag says."""
+    from PIL.Image import Transpose
+
+    orientation = _orientation(image)
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SceneError(f"{path}: expected a complete image, got {error}; copy or render it again") from None
+    if image.format == "TIFF":
+        orientation = _orientation(image)  # gone if Pillow has turned the picture while loading it
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image if orientation == 1 else image.transpose(turns[orientation])
+
+
+def _decode(path: Path, image: Any, mode: str) -> np.ndarray:
+    """(H, W[, C]) uint8 of mode L, RGB or RGBA."""
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if image.mode in ("I", "F") and not deep:
+        raise SceneError(f"{path}: expected 8 or 16 bits per channel, got 32; convert the image to PNG")
+    image = _upright(path, image)
+    try:
+        if deep:
+            return _from_16_bits(np.asarray(image), image.info.get("transparency"), mode)
         if mode == "L" and _has_alpha(image) and image.convert("L").getextrema() == (0, 0):
             return np.asarray(image.convert("RGBA"))[..., 3]
         return np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
         raise SceneError(f"{path}: expected a complete image, got {error}; copy or render it again") from None
+
+
+def _from_16_bits(grey: np.ndarray, transparent: int | None, mode: str) -> np.ndarray:
+    """(H, W) of 16 bits -> uint8 of mode L, RGB or RGBA; Pillow would cut off whatever exceeds 255."""
+    upper = (grey >> 8).astype(np.uint8)
+    if mode == "L":
+        return upper
+    alpha = [] if mode == "RGB" else [np.where(grey == transparent, 0, 255).astype(np.uint8)]
+    return np.stack([upper] * 3 + alpha, -1)
 
 
 def _has_alpha(image: Any) -> bool:
@@ -180,22 +220,3 @@ def _overlaps(old: int, new: int) -> np.ndarray:
     cells = np.arange(old)
     overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
     return np.maximum(overlap, 0) * (new / old)
-
-
-def _shrink_depth(depth: np.ndarray, factor: int) -> np.ndarray:
-    if factor == 1:
-        return depth
-    height, width = depth.shape
-    new_width, new_height = downscaled_size(width, height, factor)
-    rows = np.clip(
-        ((np.arange(new_height * factor) + 0.5) * (height / (new_height * factor))).astype(int), 0, height - 1
-    )
-    columns = np.clip(
-        ((np.arange(new_width * factor) + 0.5) * (width / (new_width * factor))).astype(int), 0, width - 1
-    )
-    blocks = depth[rows][:, columns].reshape(new_height, factor, new_width, factor).swapaxes(1, 2)
-    blocks = blocks.reshape(new_height, new_width, -1)
-    nearest = np.where(blocks > 0, blocks, np.inf).min(-1, keepdims=True)
-    kept = (blocks > 0) & (blocks <= 1.05 * nearest)
-    count = kept.sum(-1)
-    return np.where(count > 0, (blocks * kept).sum(-1) / np.maximum(count, 1), 0).astype(np.float32)

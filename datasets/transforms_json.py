@@ -22,7 +22,7 @@ from torch import Tensor
 from ..geometry.cameras import Camera, intrinsics
 from ..geometry.transforms import opengl_to_opencv, similarity_inverse, transform_poses
 from ..geometry.types import Aabb, CameraModel
-from . import images
+from . import depths, images
 from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
 from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
 
@@ -55,7 +55,7 @@ class _Entry:
     channels: int
     mask: Path | None
     depth: Path | None
-    depth_unit: float
+    depth_unit: float | None
     near_far: tuple[float, float] | None
 
 
@@ -164,22 +164,25 @@ def _hold_out(entries: list[_Entry], by_file: bool, every: int) -> list[_Entry]:
 def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | None) -> _Entry:
     what = f"{file}: frame {values.get('file_path', '?')}"
     image = _image_path(folder, what, values)
-    width, height, channels = images.image_size(image)
+    facts = images.image_facts(image)
     near, far = _number(what, values, "near"), _number(what, values, "far")
     if near is not None and far is not None and not 0 < near < far:
         raise SceneError(
             f"{what}: near, far: expected 0 < near < far, got {near:g} and {far:g}; correct or remove them"
         )
+    unit = _number(what, values, "depth_unit_scale_factor")
+    if unit is not None and unit <= 0:
+        raise SceneError(f"{what}: depth_unit_scale_factor: expected more than 0, got {unit:g}; correct or remove it")
     mask, depth = values.get("mask_path"), values.get("depth_file_path")
     return _Entry(
         name=str(values["file_path"]),
-        camera=_camera(what, values, width, height),
+        camera=_camera(what, values, facts),
         split=split or Split.TRAIN,
         image=image,
-        channels=channels,
+        channels=facts.channels,
         mask=None if mask is None else _inside(folder, what, "mask_path", mask),
         depth=None if depth is None else _inside(folder, what, "depth_file_path", depth),
-        depth_unit=_number(what, values, "depth_unit_scale_factor") or 1e-3,
+        depth_unit=unit,
         near_far=(near, far) if near is not None and far is not None else None,
     )
 
@@ -215,11 +218,18 @@ def _number(what: str, values: Mapping[str, Any], key: str, default: float | Non
     return float(value)
 
 
-def _camera(what: str, values: Mapping[str, Any], width: int, height: int) -> Camera:
+def _camera(what: str, values: Mapping[str, Any], image: images.ImageFacts) -> Camera:
+    width, height = image.width, image.height
     pose = _pose(what, values.get("transform_matrix"))
     for key, got in (("w", width), ("h", height)):
         stated = _number(what, values, key)
         if stated is not None and round(stated) != got:
+            if image.turned:
+                raise SceneError(
+                    f"{what}: {key}: expected {stated:g} pixels as the intrinsics say, got an image of {width} x "
+                    f"{height} when turned as its EXIF orientation says; if the intrinsics were made for the pixels as "
+                    "stored, remove the tag from the images (exiftool -Orientation= FILES)"
+                )
             raise SceneError(
                 f"{what}: {key}: expected {stated:g} pixels as the intrinsics say, got an image of {width} x {height}; "
                 "use the images that the intrinsics were made for, or scale fl_x, fl_y, cx, cy, w and h with them"
@@ -338,17 +348,17 @@ def _read_frame(entry: _Entry, options: LoadOptions, blind: Tensor | None) -> Fr
         _check_size(entry.mask, mask, camera)
     if blind is not None:
         mask = ~blind if mask is None else mask & ~blind
-    depths = None
+    ray_depths = None
     if entry.depth is not None:
         if not entry.depth.is_file():
             raise SceneError(
                 f"{entry.depth}: expected depths, found no such file; restore it or remove depth_file_path"
             )
-        z_depths = images.read_depth(entry.depth, entry.depth_unit, options.downscale)
+        z_depths = depths.read_depth(entry.depth, entry.depth_unit, options.downscale)
         _check_size(entry.depth, z_depths, camera)
         axis = camera.directions()[:, 2].reshape(camera.height, camera.width).float()
-        depths = torch.where(axis > 1e-3, z_depths / axis.clamp_min(1e-3), 0.0)
-    return Frame(entry.name, camera, colors, entry.split, alphas, mask, depths, image_path=entry.image)
+        ray_depths = torch.where(axis > 1e-3, z_depths / axis.clamp_min(1e-3), 0.0)
+    return Frame(entry.name, camera, colors, entry.split, alphas, mask, ray_depths, image_path=entry.image)
 
 
 def _check_size(path: Path, values: Tensor, camera: Camera) -> None:

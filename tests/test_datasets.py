@@ -4,6 +4,9 @@ import importlib
 import json
 import math
 import pkgutil
+import struct
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from polyfield.datasets import images
+from polyfield.datasets.depths import read_depth
 from polyfield.datasets.normalize import focus_point
 from polyfield.datasets.scene import MaskUse, Scene, SceneError, Split, open_scene
 from polyfield.geometry import Camera, CameraModel
@@ -405,6 +409,210 @@ def test_other_pixel_formats(tmp_path, mode):
     assert (alphas is not None) == (mode == "LA")
 
 
+TURNS = {  # of the pixels as stored, by EXIF orientation
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def save_turned(path: Path, pixels: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 98, "subsampling": 0}}.get(path.suffix, {})
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_photographs_are_turned_as_their_exif_says(tmp_path, ending, orientation):
+    path = tmp_path / f"x{ending}"
+    stored = np.kron(np.random.default_rng(3).integers(0, 256, (2, 3, 1)), np.ones((8, 8, 3))).astype(np.uint8)
+    save_turned(path, stored, orientation)
+    want = TURNS[orientation](stored)
+    facts = images.image_facts(path)
+    assert (facts.height, facts.width) == want.shape[:2]
+    assert facts.turned == (orientation >= 5)
+    colors, _ = images.read_image(path)
+    assert colors.shape == want.shape
+    assert int(np.abs(colors.numpy().astype(int) - want).max()) <= (8 if ending == ".jpg" else 0)
+    assert np.array_equal(images.read_silhouette(path).numpy().shape, want.shape[:2])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12", b""])
+def test_a_mangled_exif_says_nothing(tmp_path, exif):
+    Image.new("RGB", (6, 4)).save(tmp_path / "x.jpg", exif=exif)
+    assert images.read_image(tmp_path / "x.jpg")[0].shape == (4, 6, 3)
+
+
+def test_intrinsics_are_those_of_turned_photographs(tmp_path):
+    data = capture(tmp_path, 4)
+    stored = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    for frame in data["frames"]:
+        frame["file_path"] = frame["file_path"].replace(".png", ".webp")
+        save_turned(tmp_path / frame["file_path"], stored, 6)
+    write(tmp_path, {**data, "w": 16, "h": 24, "cx": 8})
+    frame = open_scene(tmp_path).frames[0]
+    assert (frame.camera.width, frame.camera.height) == (16, 24)
+    assert np.array_equal(frame.colors.numpy(), np.rot90(stored, -1))
+    write(tmp_path, {**data, "w": 24, "h": 16, "cy": 8})
+    message = (
+        r"frame images/000.webp: w: expected 24 pixels as the intrinsics say, got an image of 16 x 24 when turned as "
+        r"its EXIF orientation says; .* remove the tag from the images"
+    )
+    with pytest.raises(SceneError, match=message):
+        open_scene(tmp_path)
+
+
+def save_png_16(path: Path, pixels: np.ndarray, transparent: tuple[int, ...] = ()) -> None:
+    """(H, W, C) uint16 as PNG, which Pillow cannot write for C > 1."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
+        + (chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b"")
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits(tmp_path, channels):
+    pixels = np.random.default_rng(1).integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+    save_png_16(tmp_path / "x.png", pixels)
+    colors, alphas = images.read_image(tmp_path / "x.png")
+    upper = (pixels >> 8).astype(np.uint8)
+    assert np.array_equal(colors.numpy(), upper[..., :3] if channels >= 3 else upper[..., :1].repeat(3, -1))
+    assert (alphas is not None) == (channels in (2, 4)) == (images.image_facts(tmp_path / "x.png").channels == 4)
+    if alphas is not None:
+        assert np.array_equal(alphas.numpy(), upper[..., -1])
+
+
+def test_sixteen_bits_with_a_transparent_grey(tmp_path):
+    save_png_16(tmp_path / "x.png", np.array([[[1000], [1001], [40000]]], np.uint16), (1000,))
+    colors, alphas = images.read_image(tmp_path / "x.png")
+    assert colors[0, :, 1].tolist() == [3, 3, 156]
+    assert alphas.tolist() == [[0, 255, 255]]
+
+
+def test_big_endian_grey(tmp_path):
+    Image.frombytes("I;16B", (2, 1), b"\x43\x21\xff\xff").save(tmp_path / "x.tif")
+    assert images.read_image(tmp_path / "x.tif")[0][0, :, 0].tolist() == [0x43, 0xFF]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_32_bits_are_refused(tmp_path, dtype):
+    Image.fromarray(np.zeros((4, 6), dtype)).save(tmp_path / "x.tif")
+    for read in (images.read_image, images.read_mask):
+        with pytest.raises(SceneError, match=r"x.tif: expected 8 or 16 bits per channel, got 32; convert"):
+            read(tmp_path / "x.tif")
+
+
+def test_palettes(tmp_path):
+    """Colours and masks come from the palette's colours, not from its indices; one colour may be transparent."""
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    picture.putpalette([10, 20, 30, 255, 255, 255, 200, 100, 0])
+    picture.save(tmp_path / "x.png")
+    colors, alphas = images.read_image(tmp_path / "x.png")
+    assert colors.tolist() == [[[10, 20, 30], [255, 255, 255], [200, 100, 0]]]
+    assert alphas is None
+    assert images.read_mask(tmp_path / "x.png").tolist() == [[False, True, False]]
+    picture.save(tmp_path / "y.png", transparency=1)
+    colors, alphas = images.read_image(tmp_path / "y.png")
+    assert colors[0, 2].tolist() == [200, 100, 0]
+    assert alphas.tolist() == [[255, 0, 255]]
+
+
+def test_masks_of_every_depth(tmp_path):
+    wanted = np.array([[True, False, True], [False, False, True]])
+    for name, pixels in {
+        "bits": wanted,
+        "labels": wanted.astype(np.uint8),
+        "soft": np.where(wanted, 128, 127).astype(np.uint8),
+        "deep": np.where(wanted, 0x8000, 0x7FFF).astype(np.uint16),
+        "rgb": np.where(wanted, 255, 0).astype(np.uint8)[..., None].repeat(3, -1),
+    }.items():
+        save(tmp_path / f"{name}.png", pixels)
+        assert np.array_equal(images.read_mask(tmp_path / f"{name}.png").numpy(), wanted), name
+    assert np.array_equal(images.read_silhouette(tmp_path / "labels.png").numpy(), wanted * 255)
+    save(tmp_path / "nothing.png", np.zeros((2, 3), np.uint8))
+    assert not images.read_mask(tmp_path / "nothing.png").any()
+
+
+def save_exr(path: Path, **channels: np.ndarray) -> None:
+    exr = pytest.importorskip("OpenEXR")
+    header = {"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage}
+    with exr.File(header, {name.replace("__", "."): values for name, values in channels.items()}) as file:
+        file.write(str(path))
+
+
+DEPTH = np.arange(12, dtype=np.float32).reshape(3, 4) / 4
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        {"Z": DEPTH},
+        {"Whatever": DEPTH},
+        {"V": DEPTH.astype(np.float16)},
+        {"Layer__Depth__Z": DEPTH, "Layer__Combined__R": DEPTH * 2},
+        {"R": DEPTH, "G": DEPTH, "B": DEPTH, "A": np.ones_like(DEPTH)},
+    ],
+)
+def test_depths_in_exr(tmp_path, channels):
+    save_exr(tmp_path / "d.exr", **channels)
+    assert np.array_equal(read_depth(tmp_path / "d.exr").numpy(), DEPTH)
+    assert np.array_equal(read_depth(tmp_path / "d.exr", 0.5).numpy(), DEPTH / 2)
+
+
+def test_unknown_depths_in_exr(tmp_path):
+    depth = np.array([[1.0, np.inf, np.nan, 1e10, -1.0, 0.0, 70000.0]], np.float32)
+    save_exr(tmp_path / "d.EXR", Z=depth)
+    assert read_depth(tmp_path / "d.EXR").tolist() == [[1.0, 0, 0, 0, 0, 0, 70000.0]]
+
+
+def test_exr_files_that_hold_no_depths(tmp_path):
+    save_exr(tmp_path / "color.exr", R=DEPTH, G=DEPTH, B=DEPTH + 1)
+    with pytest.raises(SceneError, match=r"color.exr: expected a channel of depths .*, got B, G, R; name it Z"):
+        read_depth(tmp_path / "color.exr")
+    (tmp_path / "cut.exr").write_bytes((tmp_path / "color.exr").read_bytes()[:300])
+    with pytest.raises(SceneError, match=r"cut.exr: expected a complete EXR file, got: .*; write it again"):
+        read_depth(tmp_path / "cut.exr")
+
+
+def test_exr_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    data = capture(tmp_path, 3)
+    (tmp_path / "d.exr").write_bytes(b"")
+    write(tmp_path, {**data, "frames": [dict(f, depth_file_path="d.exr") for f in data["frames"]]})
+    with pytest.raises(SceneError, match=r"d.exr: expected the package OpenEXR .*; pip install polyfield\[exr\], or"):
+        open_scene(tmp_path)
+
+
+def test_units_of_depths(tmp_path):
+    """Integers are millimetres and floats world units, unless the file states its unit."""
+    save(tmp_path / "d.png", np.full((4, 6), 2500, np.uint16))
+    np.save(tmp_path / "d.npy", np.full((4, 6), 2.5))
+    for name, unit, want in (("d.png", None, 2.5), ("d.png", 0.01, 25), ("d.npy", None, 2.5), ("d.npy", 0.01, 0.025)):
+        torch.testing.assert_close(read_depth(tmp_path / name, unit), torch.full((4, 6), float(want)))
+    picture = Image.fromarray(np.zeros((4, 6), np.uint8), "P")
+    picture.putpalette([0, 0, 0])
+    picture.save(tmp_path / "p.png")
+    with pytest.raises(SceneError, match=r"p.png: expected depths, got an image of mode P; use 16-bit grey PNG"):
+        read_depth(tmp_path / "p.png")
+
+
 def test_shrinking_is_an_area_average():
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (12, 18, 3), dtype=np.uint8)
@@ -438,7 +646,7 @@ def test_shrinking_depths_invents_no_surface_between_two(tmp_path):
     depth = np.full((4, 4), 9.0, np.float32)
     depth[0, 0], depth[0, 1], depth[2:, 2:] = 1.0, 1.01, 0.0
     np.save(tmp_path / "d.npy", depth)
-    got = images.read_depth(tmp_path / "d.npy", 1.0, 2)
+    got = read_depth(tmp_path / "d.npy", 1.0, 2)
     torch.testing.assert_close(got, torch.tensor([[1.005, 9.0], [9.0, 0.0]]))
 
 
@@ -522,6 +730,7 @@ def nan_pose(pose):
         ({"cx": 100}, r"cx, cy: expected a point inside the image of 24 x 24, got \(100, 12\); .* scale fl_x"),
         ({"near": "close", "far": 3}, r"near: expected a number, got 'close'"),
         ({"near": 3, "far": 1}, r"near, far: expected 0 < near < far, got 3 and 1"),
+        ({"depth_unit_scale_factor": 0}, r"depth_unit_scale_factor: expected more than 0, got 0; correct or remove"),
         ({"depth_unit_scale_factor": "mm"}, r"depth_unit_scale_factor: expected a number, got 'mm'"),
         ({"fl_x": -3}, r"expected a positive focal length"),
         ({"fl_x": "wide"}, r"fl_x: expected a number, got 'wide'"),
