@@ -5,6 +5,7 @@ import math
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from polyfield.apps.commands.render import Channel
 from polyfield.apps.errors import UserError
 from polyfield.apps.viewer.address import check_address, is_local, wide_warning
 from polyfield.apps.viewer.cameras import WIDEST, browser_camera, pose_of, to_browser
+from polyfield.apps.viewer.guard import guarded, refusal
 from polyfield.apps.viewer.loop import Loop, Window
 from polyfield.apps.viewer.pace import LADDER, Pace, reduced, sharper
 from polyfield.apps.viewer.painting import Painting, clip_to_box
@@ -103,6 +105,96 @@ def test_page_answers_on_this_machine_only_and_stops():
     assert not thread.is_alive()
     check_address("127.0.0.1", port)
     page.stop()
+
+
+OURS = [
+    ("localhost:8080", None, "127.0.0.1"),
+    ("localhost:8080", "http://localhost:8080", "127.0.0.1"),
+    ("LOCALHOST:9000", "http://localhost:9000", "127.0.0.1"),  # ssh -L 9000:127.0.0.1:8080
+    ("127.0.0.1:8080", "http://127.0.0.1:8080", "127.0.0.1"),
+    ("127.0.0.1", "http://127.0.0.1:80", "127.0.0.1"),
+    ("[::1]:8080", "http://[::1]:8080", "::1"),
+    ("localhost", "https://localhost", "localhost"),
+    ("192.168.0.7:8080", "http://192.168.0.7:8080", "0.0.0.0"),
+    ("192.168.0.7:8080", "http://192.168.0.7:8080", "192.168.0.7"),
+    ("[fe80::1]:8080", "http://[fe80::1]:8080", "::"),
+    ("workstation:8080", "http://workstation:8080", "0.0.0.0"),
+    ("workstation.local:8080", "http://workstation.local:8080", "0.0.0.0"),
+    ("gpu.lab.example:8080", "http://gpu.lab.example:8080", "GPU.lab.example"),
+]
+FOREIGN = [
+    ("evil.example:8080", "http://evil.example:8080", "127.0.0.1"),  # rebound to this machine
+    ("evil.example:8080", None, "127.0.0.1"),
+    ("evil.example:8080", "http://evil.example:8080", "0.0.0.0"),
+    ("localhost.evil.example:8080", None, "127.0.0.1"),
+    ("workstation:8080", None, "127.0.0.1"),
+    ("192.168.0.7:8080", None, "127.0.0.1"),
+    ("localhost:8080", "https://evil.example", "127.0.0.1"),  # another page of the same browser
+    ("localhost:8080", "http://localhost:3000", "127.0.0.1"),
+    ("localhost:8080", "http://127.0.0.1:8080", "127.0.0.1"),
+    ("localhost:8080", "null", "127.0.0.1"),
+    ("localhost:8080", "", "127.0.0.1"),
+    ("localhost:8080", "file://", "127.0.0.1"),
+    ("192.168.0.7:8080", "https://evil.example", "0.0.0.0"),
+    ("evil.example@localhost:8080", None, "127.0.0.1"),
+    ("localhost:port", None, "127.0.0.1"),
+    ("[::1", None, "127.0.0.1"),
+    ("", None, "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize(("host", "origin", "bound"), OURS)
+def test_requests_of_the_own_page_pass(host, origin, bound):
+    assert refusal([host], [] if origin is None else [origin], bound) is None
+
+
+@pytest.mark.parametrize(("host", "origin", "bound"), FOREIGN)
+def test_requests_of_other_pages_are_refused(host, origin, bound):
+    assert "open" in refusal([host], [] if origin is None else [origin], bound)
+
+
+def test_requests_without_one_host_are_refused():
+    assert "expected one Host header" in refusal([], [], "127.0.0.1")
+    assert "expected one Host header" in refusal(["localhost", "evil.example"], [], "127.0.0.1")
+    assert "not the viewer's own" in refusal(
+        ["localhost:1"], ["http://localhost:1", "http://evil.example"], "localhost"
+    )
+
+
+def test_the_websocket_is_for_the_own_page_alone(capsys):
+    import viser
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    def first_message(port, host, origin):
+        talk = socket.create_connection(("127.0.0.1", port))
+        options = dict(sock=talk, origin=origin, subprotocols=[f"viser-v{viser.__version__}"])
+        with connect(f"ws://{host}:{port}", **options) as websocket:
+            return websocket.recv(timeout=20)
+
+    with viewer() as shown:
+        port = shown.server.get_port()
+        assert first_message(port, "localhost", f"http://localhost:{port}")
+        assert first_message(port, "127.0.0.1", None)
+        for host, origin in (
+            ("localhost", "https://evil.example"),
+            ("localhost", "null"),
+            ("evil.example", f"http://evil.example:{port}"),
+        ):
+            with pytest.raises(InvalidStatus) as refused:
+                first_message(port, host, origin)
+            assert refused.value.response.status_code == 403
+        request = urllib.request.Request(f"http://127.0.0.1:{port}", headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403") as error:
+            urllib.request.urlopen(request, timeout=20)
+        assert b"open the page as localhost" in error.value.read()
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_server_that_cannot_be_guarded_is_told(capsys):
+    with guarded("127.0.0.1"):
+        pass
+    assert "warning: view: viser: expected a version whose server can be guarded" in capsys.readouterr().err
 
 
 def test_missing_mesh(tmp_path):

@@ -25,6 +25,7 @@ from ...geometry.mesh_io import load_mesh, save_mesh
 from ...geometry.mesh_ops import transform
 from ..errors import UserError
 from .address import check_address, wide_warning
+from .guard import guarded
 from .loop import Loop
 from .painting import Stage
 from .panel import Panel
@@ -83,7 +84,7 @@ class Viewer:
     def _serve(self, host: str, port: int) -> Any:
         import viser
 
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner: the caller says where the page is
+        with guarded(host), contextlib.redirect_stdout(io.StringIO()):  # its banner: the caller says where the page is
             server = viser.ViserServer(host=host, port=port, label=f"polyfield · {self.name}", verbose=False)
         if port not in (0, server.get_port()):  # somebody took it since it was checked
             server.stop()
