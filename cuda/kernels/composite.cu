@@ -312,12 +312,12 @@ void prune_write(const float* t_starts, const float* t_ends, const int32_t* ray_
   });
 }
 
-POLYFIELD_OP("composite_f32", composite<float>)
-POLYFIELD_OP("composite_f64", composite<double>)
-POLYFIELD_OP("composite_backward_f32", composite_backward<float>)
-POLYFIELD_OP("composite_backward_f64", composite_backward<double>)
-POLYFIELD_OP("prune", prune)
-POLYFIELD_OP("prune_write", prune_write)
+POLYFIELD_OP(composite_f32, composite<float>)
+POLYFIELD_OP(composite_f64, composite<double>)
+POLYFIELD_OP(composite_backward_f32, composite_backward<float>)
+POLYFIELD_OP(composite_backward_f64, composite_backward<double>)
+POLYFIELD_OP(prune, prune)
+POLYFIELD_OP(prune_write, prune_write)
 
 #endif
 

@@ -75,10 +75,10 @@ void distortion_backward(const T* weights, const T* t_starts, const T* t_ends, c
   });
 }
 
-POLYFIELD_OP("distortion_f32", distortion<float>)
-POLYFIELD_OP("distortion_f64", distortion<double>)
-POLYFIELD_OP("distortion_backward_f32", distortion_backward<float>)
-POLYFIELD_OP("distortion_backward_f64", distortion_backward<double>)
+POLYFIELD_OP(distortion_f32, distortion<float>)
+POLYFIELD_OP(distortion_f64, distortion<double>)
+POLYFIELD_OP(distortion_backward_f32, distortion_backward<float>)
+POLYFIELD_OP(distortion_backward_f64, distortion_backward<double>)
 
 #endif
 

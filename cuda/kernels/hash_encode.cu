@@ -319,18 +319,18 @@ void hash_encode_backward_levels(const T* points, const int64_t* levels, const T
 }
 
 #define PF_HASH_OPS(suffix, T, H)                                                                \
-  POLYFIELD_OP("hash_encode_" suffix, hash_encode<T, H>)                                         \
-  POLYFIELD_OP("hash_encode_with_gradient_" suffix, hash_encode_with_gradient<T, H>)             \
-  POLYFIELD_OP("hash_encode_backward_points_" suffix, hash_encode_backward_points<T, H>)
-PF_HASH_OPS("f32", float, float)
-PF_HASH_OPS("f64", double, double)
-PF_HASH_OPS("bf16", float, BFloat16)
-PF_HASH_OPS("f16", float, Float16)
+  POLYFIELD_OP(hash_encode_##suffix, hash_encode<T, H>)                                         \
+  POLYFIELD_OP(hash_encode_with_gradient_##suffix, hash_encode_with_gradient<T, H>)             \
+  POLYFIELD_OP(hash_encode_backward_points_##suffix, hash_encode_backward_points<T, H>)
+PF_HASH_OPS(f32, float, float)
+PF_HASH_OPS(f64, double, double)
+PF_HASH_OPS(bf16, float, BFloat16)
+PF_HASH_OPS(f16, float, Float16)
 #undef PF_HASH_OPS
-POLYFIELD_OP("hash_encode_backward_levels_f32", hash_encode_backward_levels<float>)
-POLYFIELD_OP("hash_encode_backward_levels_f64", hash_encode_backward_levels<double>)
-POLYFIELD_OP("hash_encode_backward_table_f32", hash_encode_backward_table<float>)
-POLYFIELD_OP("hash_encode_backward_table_f64", hash_encode_backward_table<double>)
+POLYFIELD_OP(hash_encode_backward_levels_f32, hash_encode_backward_levels<float>)
+POLYFIELD_OP(hash_encode_backward_levels_f64, hash_encode_backward_levels<double>)
+POLYFIELD_OP(hash_encode_backward_table_f32, hash_encode_backward_table<float>)
+POLYFIELD_OP(hash_encode_backward_table_f64, hash_encode_backward_table<double>)
 
 #endif
 

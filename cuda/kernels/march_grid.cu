@@ -484,10 +484,10 @@ void march_grid_scalar_write(const int32_t* ray_offsets, float* t_starts, float*
   });
 }
 
-POLYFIELD_OP("march_grid", march_grid)
-POLYFIELD_OP("march_grid_write", march_grid_write)
-POLYFIELD_OP("march_grid_scalar", march_grid_scalar)
-POLYFIELD_OP("march_grid_scalar_write", march_grid_scalar_write)
+POLYFIELD_OP(march_grid, march_grid)
+POLYFIELD_OP(march_grid_write, march_grid_write)
+POLYFIELD_OP(march_grid_scalar, march_grid_scalar)
+POLYFIELD_OP(march_grid_scalar_write, march_grid_scalar_write)
 
 #endif
 

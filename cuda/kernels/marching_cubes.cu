@@ -27,8 +27,6 @@ struct Case {
 static_assert(sizeof(Case) == 64, "as marching_cubes_table.table() lays it out");
 
 constexpr int64_t ROWS_PER_CHUNK = 128, ROWS_AHEAD = 4;
-PF_INLINE int ones(uint64_t w) { return __builtin_popcountll(w); }
-PF_INLINE int lowest(uint64_t w) { return __builtin_ctzll(w); }
 PF_INLINE uint64_t below(int64_t n) { return n >= 64 ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1; }
 
 struct Lattice {
@@ -353,11 +351,11 @@ void marching_cubes_write(const T* values, int64_t B, int64_t X, int64_t Y, int6
   });
 }
 
-POLYFIELD_OP("marching_cubes_count_f32", marching_cubes_count<float>)
-POLYFIELD_OP("marching_cubes_count_f64", marching_cubes_count<double>)
-POLYFIELD_OP("marching_cubes_merge", marching_cubes_merge)
-POLYFIELD_OP("marching_cubes_write_f32", marching_cubes_write<float>)
-POLYFIELD_OP("marching_cubes_write_f64", marching_cubes_write<double>)
+POLYFIELD_OP(marching_cubes_count_f32, marching_cubes_count<float>)
+POLYFIELD_OP(marching_cubes_count_f64, marching_cubes_count<double>)
+POLYFIELD_OP(marching_cubes_merge, marching_cubes_merge)
+POLYFIELD_OP(marching_cubes_write_f32, marching_cubes_write<float>)
+POLYFIELD_OP(marching_cubes_write_f64, marching_cubes_write<double>)
 
 #endif
 

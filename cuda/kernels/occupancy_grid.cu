@@ -221,15 +221,15 @@ void brick_states(const int64_t* bits_, uint8_t* states, int64_t cascades, int64
   });
 }
 
-POLYFIELD_OP("pack_bits", pack_bits)
-POLYFIELD_OP("pack_densities", pack_densities)
-POLYFIELD_OP("count_bits", count_bits)
-POLYFIELD_OP("list_bits", list_bits)
-POLYFIELD_OP("cell_points", cell_points)
-POLYFIELD_OP("locate_cells", locate_cells)
-POLYFIELD_OP("raise_densities", raise_densities)
-POLYFIELD_OP("density_sum", density_sum)
-POLYFIELD_OP("brick_states", brick_states)
+POLYFIELD_OP(pack_bits, pack_bits)
+POLYFIELD_OP(pack_densities, pack_densities)
+POLYFIELD_OP(count_bits, count_bits)
+POLYFIELD_OP(list_bits, list_bits)
+POLYFIELD_OP(cell_points, cell_points)
+POLYFIELD_OP(locate_cells, locate_cells)
+POLYFIELD_OP(raise_densities, raise_densities)
+POLYFIELD_OP(density_sum, density_sum)
+POLYFIELD_OP(brick_states, brick_states)
 
 #endif
 

@@ -104,8 +104,8 @@ void sparse_adam(T* param, T* grad, T* exp_avg, T* exp_avg_sq, uint16_t* half, i
   (dense ? adam<false, NONE, T> : adam<true, NONE, T>)(param, grad, exp_avg, exp_avg_sq, half, n, rates);
 }
 
-POLYFIELD_OP("sparse_adam_f32", sparse_adam<float>)
-POLYFIELD_OP("sparse_adam_f64", sparse_adam<double>)
+POLYFIELD_OP(sparse_adam_f32, sparse_adam<float>)
+POLYFIELD_OP(sparse_adam_f64, sparse_adam<double>)
 
 #endif
 
