@@ -42,6 +42,11 @@ template <class T> PF_INLINE T tree_sum(T x) {
   for (int step = GROUP / 2; step > 0; step /= 2) x += __shfl_xor_sync(WARP, x, step);
   return x;
 }
+// The sum over lanes, to one place.
+template <class T> PF_INLINE void store_sum(T* p, T x) {
+  x = tree_sum(x);
+  if (lane_number() == 0) *p = x;
+}
 
 }  // namespace polyfield
 #else
@@ -152,6 +157,8 @@ template <int N = LANES / 2, class T> PF_INLINE T tree_sum(Lane<T> x) {
   if constexpr (N > 0) return tree_sum<N / 2>(x + shuffle(x, x, indices<T>([](int i) { return i ^ N; })));
   else return x.v[0];
 }
+
+template <class T> PF_INLINE void store_sum(T* p, Lane<T> x) { *p = tree_sum(x); }
 
 // a[i] + a[i ^ N] in lanes without bit N, the same of b in lanes with it
 template <int N, class T> PF_INLINE Lane<T> fold(Lane<T> a, Lane<T> b) {

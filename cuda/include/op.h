@@ -13,10 +13,11 @@
 
 namespace polyfield {
 
-// Host memory handed over by value: a small table of sizes and addresses. In Python, a ctypes array or structure.
+// A small table of sizes and addresses in host memory, native.Table in Python. An entry point takes const Inline<A>&; in
+// CUDA it lies among the arguments.
 template <class A> struct Inline { A value; };
 template <class A> inline constexpr bool is_inline = false;
-template <class A> inline constexpr bool is_inline<Inline<A>> = true;
+template <class A> inline constexpr bool is_inline<const Inline<A>&> = true;
 
 }  // namespace polyfield
 
@@ -29,7 +30,7 @@ namespace polyfield {
 struct Parameter { int32_t kind, size; };
 
 template <class A> inline constexpr Parameter parameter{std::is_pointer_v<A> ? 'p' : std::is_same_v<A, float> || std::is_same_v<A, double> ? 'f' : 'i', sizeof(A)};
-template <class A> inline constexpr Parameter parameter<Inline<A>>{'h', sizeof(A)};
+template <class A> inline constexpr Parameter parameter<const Inline<A>&>{'h', sizeof(A)};
 template <int B> inline constexpr Parameter parameter<Threads<B>>{'T', B};
 template <int B> inline constexpr Parameter parameter<Warps<B>>{'W', B};
 template <int B> inline constexpr Parameter parameter<Blocks<B>>{'B', B};
@@ -41,9 +42,11 @@ template <class A, class... Rest> struct Block<A, Rest...> {
 };
 
 // The arguments as a kernel receives them: one after the other, each at a multiple of eight bytes.
+template <class A> struct Stored { using type = A; };
+template <class A> struct Stored<const A&> { using type = A; };
 template <class... A> struct Arguments {};
 template <class A, class... Rest> struct Arguments<A, Rest...> {
-  alignas(8) A first;
+  alignas(8) typename Stored<A>::type first;
   Arguments<Rest...> rest;
 };
 template <auto F, class... Done> PF_INLINE void call(const Arguments<>&, const Done&... done) { F(done...); }
@@ -86,7 +89,7 @@ template <class A> constexpr char kind() {
   return std::is_pointer_v<A> || is_inline<A> ? 'p' : std::is_floating_point_v<A> ? 'f' : 'i';
 }
 template <class A> A unpack(const Slot& s) {
-  if constexpr (is_inline<A>) return *static_cast<const A*>(s.pointer);
+  if constexpr (is_inline<A>) return *static_cast<std::remove_reference_t<A>*>(s.pointer);
   else if constexpr (std::is_pointer_v<A>) return static_cast<A>(s.pointer);
   else if constexpr (std::is_floating_point_v<A>) return static_cast<A>(s.real);
   else if constexpr (std::is_class_v<A>) return A{s.integer};

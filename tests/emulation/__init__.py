@@ -24,6 +24,7 @@ import torch
 from polyfield.cuda import native, nvrtc
 from polyfield.cuda.device import Packing
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "emulation"
@@ -167,3 +168,40 @@ def same(a: Tensor, b: Tensor, tolerance: float) -> bool:
     if tolerance and a.is_floating_point():
         return torch.allclose(a, b, rtol=0, atol=tolerance * float(b.abs().max()) if b.numel() else 0, equal_nan=True)
     return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)))
+
+
+# ---- the tests of the ops, on CUDA kernels --------------------------------------------------------------------------
+
+_FACTORIES = {torch.tensor, torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn, torch.randint}
+_FACTORIES |= {torch.arange, torch.linspace, torch.eye}
+
+
+class _Made(TorchFunctionMode):
+    """Tensors are made on a device, where the test does not name one; random ones as on the CPU."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        return made.to(self.device) if func in _FACTORIES and "device" not in kwargs else made
+
+
+@contextlib.contextmanager
+def on_gpu(device: torch.device) -> Iterator[None]:
+    """Here ops run CUDA kernels: on tensors that are made on ``device`` if it is a GPU, else in the emulator."""
+    with _Made(device) if device.type == "cuda" else emulated():
+        yield
+
+
+def on_both(function, *inputs):
+    """function(*inputs) as CUDA kernels have it, and as the CPU has it."""
+    found = function(*inputs)
+    previous, native.emulator = native.emulator, None
+    try:
+        with _Made(torch.device("cpu")):
+            return found, function(*(x.cpu() if isinstance(x, Tensor) else x for x in inputs))
+    finally:
+        native.emulator = previous

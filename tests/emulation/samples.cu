@@ -114,7 +114,7 @@ void blocks_collide(float* y, Blocks<32> n) {
 }
 // Every kind of argument, written out as it arrived.
 struct Three { int64_t a, b; double* c; };
-void arguments(int small, Inline<Three> table, int64_t large, float single, double wide, const float* missing, double* y, Threads<32> n) {
+void arguments(int small, const Inline<Three>& table, int64_t large, float single, double wide, const float* missing, double* y, Threads<32> n) {
   for_each(n, [=](int64_t) {
     y[0] = small, y[1] = double(table.value.a), y[2] = double(large), y[3] = single, y[4] = wide, y[5] = missing ? 1 : 0;
     *table.value.c = 7;
