@@ -6,11 +6,12 @@ therefore a name and arguments. Code is loaded once per architecture and serves 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from . import nvrtc
 
 _LOCK = threading.Lock()
+_events: list | None = None  # of launches, while they are timed
 _CODES = {("p", 8): "Q", ("i", 4): "i4x", ("i", 8): "q", ("f", 4): "f4x", ("f", 8): "d"}
 _SHARES = {"T": 1, "W": 32, "B": 0}  # threads that work on one item; 0 = a block
 
@@ -94,8 +96,14 @@ def launch(name: str, device: torch.device, arguments: Sequence[Any]) -> None:
     with torch.cuda.device(index):
         stream = torch.cuda.current_stream(index).cuda_stream
         block = packing.block
+        events = None if _events is None else [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        if events:
+            events[0].record()
         (error,) = driver.cuLaunchKernel(handle, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(addresses), 0)
-    _check(f"{name}: launch", error)
+        _check(f"{name}: launch", error)
+        if events:
+            events[1].record()
+            _events.append((name, *events))
 
 
 @functools.cache
@@ -143,6 +151,20 @@ def _load(name: str, architecture: str) -> None:
         _check(f"{entry}: loading", error)
         handle = driver.CUfunction(int(kernel))  # the driver takes either, and finds the current device's code
         _LOADED[entry, architecture] = Packing(entry, parameters), handle
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Here launches are timed, one after the other: name -> milliseconds of its last launch, once this is left."""
+    global _events  # noqa: PLW0603
+    times: dict[str, float] = {}
+    _events = []
+    try:
+        yield times
+    finally:
+        torch.cuda.synchronize()
+        times.update((name, begin.elapsed_time(end)) for name, begin, end in _events)
+        _events = None
 
 
 def _check(what: str, error: Any) -> None:

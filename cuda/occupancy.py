@@ -80,7 +80,7 @@ def locate_cells(points: Tensor, resolution: int, cascades: int, half: float) ->
 def raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
     """In place: densities[cell] = max(decay densities[cell], value); negative ones stay as they are.
 
-    A cell that is listed n times holds the largest of its values; it fades n times on a CPU, in order, and once on a GPU.
+    A cell that is listed n times holds the largest of its values; it fades n times, in order, on a CPU, once on a GPU.
     densities (*) float32; cells (N,) int32, which must be valid; values (N,) float32.
     """
     check_dtype("raise_densities", "densities", densities, torch.float32)

@@ -1,7 +1,7 @@
 """The CUDA kernels: the tests of the ops, run again in the emulator, or with ``--device cuda`` on a GPU.
 
-What is imported here as a test runs here under the fixture ``_on_gpu``: CUDA kernels then do its work. Sizes cover empty
-work, partial warps and several blocks; references are those of ``tests/reference``.
+What is imported here as a test runs here under the fixture ``_on_gpu``: CUDA kernels then do its work. Sizes cover
+empty work, partial warps and several blocks; references are those of ``tests/reference``.
 """
 
 import pytest

@@ -69,7 +69,7 @@ template <class... A, void (*F)(A...)> struct Entry<F> {
 #if !defined(PF_KERNEL)  // tests define their own
 #define PF_KERNEL(name, E)                                                                                   \
   extern "C" __constant__ E::Table name##_parameters = E::table;                                             \
-  extern "C" __global__ void __launch_bounds__(E::block) name(const __grid_constant__ E::Packed arguments) { \
+  extern "C" __global__ void __launch_bounds__(E::block, 1) name(const __grid_constant__ E::Packed arguments) { \
     E::run(arguments);                                                                                       \
   }
 #endif

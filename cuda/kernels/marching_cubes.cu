@@ -114,15 +114,13 @@ PF_INLINE int64_t first_of_kind(const int32_t* vertex_base, const uint32_t* kind
 PF_INLINE int32_t owner(const Lattice& g, const Row& row, int kind, int64_t z, const int32_t* neighbors, const int32_t* vertex_base,
                         const uint32_t* kinds, bool& differs) {
   const int64_t n = g.Z - 1, side = g.Z;
-  const auto low = [=](int64_t at, int along) { return kind != along && at == 0 ? -1 : 0; };
-  const auto high = [=](int64_t at, int along) { return kind != along && at == n ? 1 : 0; };
-  int best = 13;
-  for (int dx = low(row.x, ALONG_X); dx <= high(row.x, ALONG_X); ++dx)
-    for (int dy = low(row.y, ALONG_Y); dy <= high(row.y, ALONG_Y); ++dy)
-      for (int dz = low(z, ALONG_Z); dz <= high(z, ALONG_Z); ++dz) {
-        const int offset = 13 + 9 * dx + 3 * dy + dz;
-        if (offset > best && neighbors[row.block * 27 + offset] >= 0) best = offset;
-      }
+  const auto reaches = [=](int d, int64_t at, int along) { return d == 0 || (kind != along && at == (d < 0 ? 0 : n)); };
+  const auto inside = [=](int64_t at, int along) { return kind == along || (at > 0 && at < n); };
+  if (inside(row.x, ALONG_X) && inside(row.y, ALONG_Y) && inside(z, ALONG_Z)) return 0;
+  int best = 26;
+  while (best > 13 && !(reaches(best / 9 - 1, row.x, ALONG_X) && reaches(best / 3 % 3 - 1, row.y, ALONG_Y) &&
+                        reaches(best % 3 - 1, z, ALONG_Z) && neighbors[row.block * 27 + best] >= 0))
+    --best;
   if (best == 13) return 0;
   const int64_t x2 = row.x - n * (best / 9 - 1), y2 = row.y - n * (best / 3 % 3 - 1), z2 = z - n * (best % 3 - 1);
   const Row other(g, (neighbors[row.block * 27 + best] * side + x2) * side + y2);
