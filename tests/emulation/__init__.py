@@ -166,7 +166,8 @@ def emulated(*, orders: int = 2, tolerance: float = 0.0) -> Iterator[None]:
 def same(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """To the bit, or with a tolerance relative to the largest number."""
     if tolerance and a.is_floating_point():
-        return torch.allclose(a, b, rtol=0, atol=tolerance * float(b.abs().max()) if b.numel() else 0, equal_nan=True)
+        largest = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0
+        return torch.allclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True)
     return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)))
 
 
@@ -190,9 +191,9 @@ class _Made(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def on_gpu(device: torch.device) -> Iterator[None]:
+def on_gpu(device: torch.device, tolerance: float = 0.0) -> Iterator[None]:
     """Here ops run CUDA kernels: on tensors that are made on ``device`` if it is a GPU, else in the emulator."""
-    with _Made(device) if device.type == "cuda" else emulated():
+    with _Made(device) if device.type == "cuda" else emulated(tolerance=tolerance):
         yield
 
 
