@@ -47,7 +47,7 @@ $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,cuda]"
 	@touch $@ $(VENV)/.demo
 
 clean:

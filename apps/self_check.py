@@ -1,6 +1,7 @@
 """A short check of every kernel family on this machine, for ``polyfield doctor``: name -> largest error.
 
-Each compares the instruction set in use with a few lines of torch on a small input.
+Each compares the instruction set in use with a few lines of torch on a small input; within ``torch.device("cuda")``,
+the CUDA kernels of that device.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from torch import Tensor
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(_device())
+
+
+def _device() -> torch.device:
+    return torch.empty(0).device
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:

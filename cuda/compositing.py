@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
-from .native import launch
+from .native import Table, launch, on_gpu
 
 MAX_VALUES = 8
 Samples = TypeVar("Samples", bound=Any)
@@ -108,6 +107,8 @@ def _check_composite(alphas, values, ray_offsets, min_transmittance):
 
 
 def _check_last(op: str, ray_offsets: Tensor, samples: int) -> None:
+    if on_gpu(ray_offsets):
+        return  # it would have to be waited for
     last = ray_offsets[-1].item()
     if last != samples:
         raise ValueError(
@@ -116,14 +117,9 @@ def _check_last(op: str, ray_offsets: Tensor, samples: int) -> None:
         )
 
 
-def _table(rows: list[tuple[Tensor, Tensor | None, Tensor | None]]):
-    """What the kernel reads of each values tensor: addresses of it, of its output or that one's gradient, of its own
-    gradient; and its channels."""
-    flat: list[int] = []
-    for values, outputs, grad_values in rows:
-        flat += (values.data_ptr(), 0 if outputs is None else outputs.data_ptr())
-        flat += (0 if grad_values is None else grad_values.data_ptr(), values.shape[1])
-    return (ctypes.c_int64 * (len(flat) or 1))(*flat)
+def _table(rows: list[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]]) -> Table:
+    """What the kernel reads of each values tensor: itself, output, that one's gradient, its own gradient; channels."""
+    return Table([entry for row in rows for entry in (*row, row[0].shape[1])], length=5 * MAX_VALUES)
 
 
 def _forward(alphas, values, ray_offsets, min_transmittance):
@@ -132,8 +128,8 @@ def _forward(alphas, values, ray_offsets, min_transmittance):
     rays = len(ray_offsets) - 1
     weights, opacities = torch.empty_like(alphas), alphas.new_empty(rays)
     outputs = [v.new_empty(rays, v.shape[1]) for v in values]
-    table = _table([(v, o, None) for v, o in zip(values, outputs, strict=True)])
-    sizes = (ctypes.addressof(table), len(values), rays, min_transmittance)
+    table = _table([(v, o, None, None) for v, o in zip(values, outputs, strict=True)])
+    sizes = (table, len(values), rays, min_transmittance)
     launch("composite", alphas.dtype, alphas, ray_offsets, *sizes, weights, opacities)
     return weights, opacities, outputs
 
@@ -151,10 +147,10 @@ def _gradients(
         torch.empty_like(v) if need and g is not None else None
         for v, g, need in zip(values, grad_outputs, needed, strict=True)
     ]
-    table = _table(list(zip(values, grad_outputs, grad_values, strict=True)))
-    sizes = (ctypes.addressof(table), len(values), len(ray_offsets) - 1, min_transmittance)
-    grads = (grad_weights, grad_opacities, grad_alphas)
-    launch("composite_backward", alphas.dtype, alphas, weights, ray_offsets, *sizes, *grads)
+    table = _table([(v, None, g, gv) for v, g, gv in zip(values, grad_outputs, grad_values, strict=True)])
+    sizes = (table, len(values), len(ray_offsets) - 1, min_transmittance)
+    grads = (weights, grad_weights, grad_opacities, grad_alphas)
+    launch("composite_backward", alphas.dtype, alphas, ray_offsets, *sizes, *grads)
     return grad_alphas, grad_values
 
 
@@ -249,12 +245,21 @@ def _prune(
     _check_last("prune", ray_offsets, len(alphas))
     alphas, t_starts, t_ends, ray_offsets = (x.contiguous() for x in (alphas, t_starts, t_ends, ray_offsets))
     rays = len(ray_offsets) - 1
-    new_offsets = torch.empty_like(ray_offsets)
-    launch("prune", None, alphas, ray_offsets, rays, len(alphas), min_transmittance, min_alpha, new_offsets)
-    count = int(new_offsets[-1])
+    new_offsets = torch.zeros_like(ray_offsets)
+    gpu, limits = on_gpu(alphas), (min_transmittance, min_alpha)
+    if gpu:
+        launch("prune_counts", None, alphas, ray_offsets, rays, *limits, new_offsets[1:])
+        new_offsets[1:].cumsum_(0)
+    else:
+        launch("prune", None, alphas, ray_offsets, rays, len(alphas), *limits, new_offsets)
+    count = int(new_offsets[-1])  # the one number that is waited for
     new_starts, new_ends = alphas.new_empty(count), alphas.new_empty(count)
     new_rays, kept = ray_offsets.new_empty(count), ray_offsets.new_empty(count)
-    launch("prune_write", None, t_starts, t_ends, ray_offsets, new_offsets, rays, new_starts, new_ends, new_rays, kept)
+    old, new = (t_starts, t_ends, ray_offsets, new_offsets, rays), (new_starts, new_ends, new_rays, kept)
+    if gpu:
+        launch("prune_kept", None, alphas, *old, *limits, *new)
+    else:
+        launch("prune_write", None, *old, *new)
     return kept, new_starts, new_ends, new_rays, new_offsets
 
 

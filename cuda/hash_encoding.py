@@ -176,14 +176,15 @@ def _compute_dtype(table: Tensor) -> torch.dtype:
 
 
 @functools.lru_cache(maxsize=64)
-def _levels(numbers: tuple[int, ...]) -> Tensor:
-    return torch.tensor(numbers[2:], dtype=torch.int64)
+def _levels(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(numbers[2:], dtype=torch.int64, device=device)
 
 
 def _launch(name: str, dtype: torch.dtype, numbers: list[int], points: Tensor, *tensors: Tensor | None) -> None:
-    """Every kernel ends with the same numbers: N, D, L, F."""
-    dimensions, width = numbers[:2]
-    launch(name, dtype, *tensors, len(points), dimensions, (len(numbers) - 2) // 4, width)
+    """Every kernel ends with the same numbers: items of work (points times levels), D, L, F."""
+    (dimensions, width), levels = numbers[:2], (len(numbers) - 2) // 4
+    items = len(points) * (1 if name == "hash_encode_backward_points" else levels)
+    launch(name, dtype, *tensors, items, dimensions, levels, width)
 
 
 # ---- features -------------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def _hash_encode(
 ) -> Tensor:
     points, source = points.contiguous(), (table if half is None else half).contiguous()
     features = _new_features(points, numbers)
-    _launch("hash_encode", source.dtype, numbers, points, points, source, _levels(tuple(numbers)), features)
+    _launch("hash_encode", source.dtype, numbers, points, points, source, _levels(tuple(numbers), points.device), features)
     return features
 
 
@@ -234,7 +235,7 @@ def _hash_encode_with_gradient(
     points, source = points.contiguous(), (table if half is None else half).contiguous()
     features = _new_features(points, numbers)
     jacobian = features.new_empty(*features.shape, numbers[0])
-    levels = _levels(tuple(numbers))
+    levels = _levels(tuple(numbers), points.device)
     _launch("hash_encode_with_gradient", source.dtype, numbers, points, points, source, levels, features, jacobian)
     return features, jacobian
 
@@ -276,7 +277,7 @@ def _backward_points(
 ) -> Tensor:
     points, table, grad_features = points.contiguous(), table.contiguous(), grad_features.contiguous()
     grad_jacobian = None if grad_jacobian is None else grad_jacobian.contiguous()
-    grad_points, levels = torch.empty_like(points), _levels(tuple(numbers))
+    grad_points, levels = torch.empty_like(points), _levels(tuple(numbers), points.device)
     tensors = (points, table, levels, grad_features, grad_jacobian, grad_points)
     _launch("hash_encode_backward_points", table.dtype, numbers, points, *tensors)
     return grad_points
@@ -316,5 +317,5 @@ def _(table_grad, points, grad_features, grad_jacobian, numbers):
 def _add_table_gradient(table_grad, points, grad_features, grad_jacobian, numbers) -> None:
     points, grad_features = points.contiguous(), grad_features.contiguous()
     grad_jacobian = None if grad_jacobian is None else grad_jacobian.contiguous()
-    tensors = (points, _levels(tuple(numbers)), grad_features, grad_jacobian, table_grad)
+    tensors = (points, _levels(tuple(numbers), points.device), grad_features, grad_jacobian, table_grad)
     _launch("hash_encode_backward_table", points.dtype, numbers, points, *tensors)

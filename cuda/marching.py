@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
-from .native import launch
+from .native import launch, on_gpu
 from .occupancy import brick_states
 
 MAX_STEPS = 8_000_000  # per ray: above, float32 no longer counts them
+RUNS = 8  # of a ray that are kept between the passes on a GPU, as in the kernel
 
 
 def march_grid(
@@ -214,12 +215,32 @@ def _march_grid(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rays = [None if x is None else x.contiguous() for x in (origins, directions, near, far, jitter, bits, states)]
     count, total = len(origins), ctypes.c_int64()
-    ray_offsets = origins.new_empty(count + 1, dtype=torch.int32)
     longest = _longest(resolution, half, step, len(bits))
-    numbers = (count, resolution, len(bits), half, step, cone_angle, longest, max_samples)
-    launch("march_grid", None, *rays, *numbers, ray_offsets, ctypes.addressof(total))
+    numbers = (count, resolution, len(bits), half, step, cone_angle, longest)
+    if on_gpu(origins):
+        numbers += (math.log2(1 + cone_angle), math.log2(longest / step))
+        return _march_on_gpu(origins, rays, numbers, max_samples)
+    ray_offsets = origins.new_empty(count + 1, dtype=torch.int32)
+    launch("march_grid", None, *rays, *numbers, max_samples, ray_offsets, ctypes.addressof(total))
     t_starts, t_ends, ray_indices = _outputs(origins, total.value)
     launch("march_grid_write", None, ray_offsets, t_starts, t_ends, ray_indices, count)
+    return t_starts, t_ends, ray_indices, ray_offsets
+
+
+def _march_on_gpu(
+    origins: Tensor, rays: list[Tensor | None], numbers: tuple, max_samples: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two passes, between which the number of samples is waited for."""
+    count = len(origins)
+    counts, runs = origins.new_empty(count, dtype=torch.int32), origins.new_empty(count, RUNS, 2, dtype=torch.int32)
+    starts = origins.new_empty(count)
+    launch("march_grid_runs", None, *rays, *numbers, max_samples, counts, starts, runs)
+    ray_offsets = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int64), (1, 0))
+    total = int(ray_offsets[-1])
+    t_starts, t_ends, ray_indices = _outputs(origins, total)
+    ray_offsets = ray_offsets.int()
+    kept = (ray_offsets, starts, runs)
+    launch("march_grid_samples", None, *rays, *numbers, *kept, t_starts, t_ends, ray_indices)
     return t_starts, t_ends, ray_indices, ray_offsets
 
 

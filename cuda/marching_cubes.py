@@ -5,12 +5,14 @@ Kernel: ``kernels/marching_cubes.cu``. Two launches, because the sizes are only 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_dtype, check_shape
 from .marching_cubes_table import table
-from .native import launch
+from .native import launch, on_gpu
 
 MAX_Z = 65535  # a row's counts are 16-bit
 _PACK = 1 << 20  # block coordinates lie in [-_PACK, _PACK)
@@ -90,14 +92,13 @@ class _Lattice:
     def __init__(self, op: str, values: Tensor, level: float):
         shape = B, X, Y, Z = values.shape
         rows = B * X * Y
-        self.values, self.level, self.shape, self.table = values, level, shape, table()
-        self.bits = torch.empty(rows, (Z + 63) // 64, dtype=torch.int64)
-        self.vertex_base, self.face_base = torch.empty(2, rows + 1, dtype=torch.int32)
-        self.kinds = torch.empty(rows, dtype=torch.int32)
-        totals = torch.zeros(3, dtype=torch.int64)
-        rows_out = (self.bits, self.vertex_base, self.face_base, self.kinds)
-        launch("marching_cubes_count", values.dtype, values, *shape, level, self.table, *rows_out, totals)
-        self.vertices, self.faces, has_nan = totals.tolist()
+        new, integers = values.new_empty, {"dtype": torch.int32}
+        self.values, self.level, self.shape, self.rows = values, level, shape, rows
+        self.gpu, self.table = on_gpu(values), _table(values.device)
+        self.bits = new(rows, (Z + 63) // 64, dtype=torch.int64)
+        self.vertex_base, self.face_base = values.new_zeros(2, rows + 1, **integers)
+        self.kinds = new(rows, **integers)
+        self.vertices, self.faces, has_nan = self._count_on_gpu() if self.gpu else self._count()
         if has_nan:
             where = values.isnan().nonzero()[0].tolist()
             index = tuple(where[1:] if op == "marching_cubes" else where)
@@ -111,20 +112,60 @@ class _Lattice:
                 "lower the resolution or extract it in parts"
             )
 
-    def write(self, vertices: int, coordinates: Tensor | None, merged: Tensor | None, with_edges: bool):
-        out = self.values.new_empty(vertices, 3)
-        faces = torch.empty(self.faces, 3, dtype=torch.int32)
-        edges = torch.empty(vertices if with_edges else 0, dtype=torch.int64)
+    def _count(self) -> list[int]:
+        totals = torch.zeros(3, dtype=torch.int64)
         rows = (self.bits, self.vertex_base, self.face_base, self.kinds)
-        where = (coordinates, merged, out, faces, edges if with_edges else None)
         launch(
-            "marching_cubes_write", self.values.dtype, self.values, *self.shape, self.level, self.table, *rows, *where
+            "marching_cubes_count", self.values.dtype, self.values, *self.shape, self.level, self.table, *rows, totals
         )
+        return totals.tolist()
+
+    def _count_on_gpu(self) -> list[int]:
+        nan = self.kinds.new_zeros(1)
+        launch(
+            "marching_cubes_bits",
+            self.values.dtype,
+            self.values,
+            self.bits,
+            nan,
+            self.bits.numel(),
+            self.shape[-1],
+            self.level,
+        )
+        counts = (self.vertex_base[1:], self.face_base[1:])
+        launch("marching_cubes_counts", None, self.bits, self.rows, *self.shape, self.table, *counts, self.kinds)
+        totals = torch.stack([*(c.sum(dtype=torch.int64) for c in counts), nan[0].long()])
+        for count in counts:
+            count.cumsum_(0)
+        return totals.tolist()  # which are waited for
+
+    def write(self, vertices: int, coordinates: Tensor | None, merged: Tensor | None, with_edges: bool):
+        """merged: as the merging leaves it, see the kernels; on a GPU, that and the final number of each vertex."""
+        new = self.values.new_empty
+        out, faces = new(vertices, 3), new(self.faces, 3, dtype=torch.int32)
+        edges = new(vertices if with_edges else 0, dtype=torch.int64)
+        edges_out = edges if with_edges else None
+        if self.gpu:
+            owned, final = (None, None) if merged is None else merged
+            where, rows = (self.rows, *self.shape), (self.vertex_base, self.face_base, self.kinds)
+            to = (self.vertex_base, coordinates, owned, out, edges_out)
+            launch("marching_cubes_vertices", self.values.dtype, self.values, self.bits, *where, self.level, *to)
+            launch("marching_cubes_faces", None, self.bits, *where, self.table, *rows, final, faces)
+            return out, faces, edges
+        rows = (self.bits, self.vertex_base, self.face_base, self.kinds)
+        to = (coordinates, merged, out, faces, edges_out)
+        launch("marching_cubes_write", self.values.dtype, self.values, *self.shape, self.level, self.table, *rows, *to)
         return out, faces, edges
 
 
+@functools.lru_cache(maxsize=8)
+def _table(device: torch.device) -> Tensor:
+    return table().to(device)
+
+
 def _nothing(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return values.new_empty(0, 3), torch.empty(0, 3, dtype=torch.int32), torch.empty(0, dtype=torch.int64)
+    new = values.new_empty
+    return new(0, 3), new(0, 3, dtype=torch.int32), new(0, dtype=torch.int64)
 
 
 @torch.library.custom_op("polyfield::marching_cubes", mutates_args=())
@@ -144,12 +185,7 @@ def _marching_cubes_blocks(
     coordinates = block_coordinates.to(torch.int64).contiguous()
     neighbors = _neighbors(coordinates)
     lattice = _Lattice("marching_cubes_blocks", values.contiguous(), level)
-    merged = torch.empty(lattice.vertices, dtype=torch.int32)
-    block_base, totals = torch.empty(len(values), dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    rows = (lattice.bits, lattice.vertex_base, lattice.kinds)
-    sizes = (len(values), values.shape[1] - 1)
-    launch("marching_cubes_merge", None, *sizes, neighbors, *rows, merged, block_base, totals)
-    owned, disagree = totals.tolist()
+    merged, owned, disagree = (_merge_on_gpu if lattice.gpu else _merge)(lattice, neighbors)
     if disagree:
         raise ValueError(
             "marching_cubes_blocks: values: expected equal values where blocks meet, got values on different sides of "
@@ -158,22 +194,43 @@ def _marching_cubes_blocks(
     return lattice.write(owned, coordinates, merged, with_edges)
 
 
+def _merge(lattice: _Lattice, neighbors: Tensor) -> tuple[Tensor, int, int]:
+    merged = torch.empty(lattice.vertices, dtype=torch.int32)
+    block_base, totals = torch.empty(len(neighbors), dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    rows = (lattice.bits, lattice.vertex_base, lattice.kinds)
+    sizes = (len(neighbors), lattice.shape[-1] - 1)
+    launch("marching_cubes_merge", None, *sizes, neighbors, *rows, merged, block_base, totals)
+    return merged, *totals.tolist()
+
+
+def _merge_on_gpu(lattice: _Lattice, neighbors: Tensor) -> tuple[tuple[Tensor, Tensor], int, int]:
+    owners, disagree = lattice.kinds.new_empty(lattice.vertices), lattice.kinds.new_zeros(1)
+    rows = (neighbors, lattice.vertex_base, lattice.kinds)
+    sizes = (lattice.rows, len(neighbors), lattice.shape[-1])
+    launch("marching_cubes_owners", None, lattice.bits, *sizes, *rows, owners, disagree)
+    own = owners == 0
+    numbers = own.cumsum(0, dtype=torch.int32) - 1
+    owned = numbers.where(own, -1)
+    final = owned.where(own, owned[-1 - owners.long()]) if lattice.vertices else owned
+    return (owned, final), *torch.stack([own.sum(), disagree[0].long()]).tolist()
+
+
 def _neighbors(coordinates: Tensor) -> Tensor:
     """(B, 3) -> (B, 27) int32, the block at offset (dx, dy, dz) - 1 in place 9 dx + 3 dy + dz; -1: there is none."""
     if (largest := int(coordinates.abs().max())) >= _PACK:
         raise ValueError(
             f"marching_cubes_blocks: block_coordinates: expected within ±2^20, got up to {largest}; subtract an offset"
         )
-    unit = torch.tensor([1 << 42, 1 << 21, 1])
+    unit = coordinates.new_tensor([1 << 42, 1 << 21, 1])
     keys, order = ((coordinates + _PACK) * unit).sum(1).sort()
     if (keys[1:] == keys[:-1]).any():
         again = coordinates[order[1:][keys[1:] == keys[:-1]][0]].tolist()
         raise ValueError(
             f"marching_cubes_blocks: block_coordinates: expected distinct blocks, got {again} twice; drop one"
         )
-    neighbors = torch.empty(len(keys), 27, dtype=torch.int32)
+    neighbors = keys.new_empty(len(keys), 27, dtype=torch.int32)
     for i in range(27):
-        offset = ((torch.tensor([i // 9, i // 3 % 3, i % 3]) - 1) * unit).sum()
+        offset = ((unit.new_tensor([i // 9, i // 3 % 3, i % 3]) - 1) * unit).sum()
         at = torch.searchsorted(keys, keys + offset).clamp_(max=len(keys) - 1)
         neighbors[order, i] = torch.where(keys[at] == keys + offset, order[at], -1).int()
     return neighbors
@@ -203,7 +260,7 @@ def _grad_values(ctx, grad_vertices: Tensor) -> Tensor:
     values, edges = ctx.saved_tensors
     Y, Z = values.shape[-2:]
     axis, low = edges % 3, edges // 3
-    high = low + torch.tensor([Y * Z, Z, 1])[axis]
+    high = low + edges.new_tensor([Y * Z, Z, 1])[axis]
     flat = values.reshape(-1)
     a, b = flat[low], flat[high]
     t, scale = (ctx.level - a) / (b - a), -grad_vertices.gather(1, axis[:, None])[:, 0] / (b - a)

@@ -2,18 +2,24 @@
 
 The package holds one compiled module per instruction set (``portable``, ``avx2``, ``avx512``). The best one that the
 processor has is imported on first use; the environment variable ``POLYFIELD_ISA`` names another. ``launch`` is the
-one door to the kernels: tensors become addresses, and what a kernel cannot take is refused here.
+one door to the kernels, on the CPU and on GPUs (``device.py``): tensors become addresses, and what a kernel cannot take
+is refused here.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import os
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch  # before the modules: they then share torch's OpenMP threads
 from torch import Tensor
+
+from . import device as gpu
 
 ISAS = ("portable", "avx2", "avx512")  # from the slowest to the fastest
 ISA_VARIABLE = "POLYFIELD_ISA"
@@ -73,26 +79,76 @@ def _op(name: str):
     return module().op(name)
 
 
-def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | int | float | None) -> None:
-    """Run kernel ``name`` (its ``dtype`` instance; None if it has only one). Tensors must be contiguous CPU tensors.
+# Tests set this to run CUDA kernels without a GPU: (name, arguments as given to launch, the same as numbers).
+emulator: Callable[[str, Sequence[Any], list[Any]], None] | None = None
 
-    Raises ValueError for a tensor on another device or with gaps. Shapes and dtypes are the op's own to check.
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether CUDA kernels work on this tensor."""
+    return tensor.is_cuda or emulator is not None
+
+
+class Table:
+    """Sizes and tensors in host memory, eight bytes each, that a kernel reads: on a GPU by value, as ``Inline`` of
+    ``include/op.h``. None counts as 0, and so does what lacks to ``length``."""
+
+    def __init__(self, entries: Sequence[Tensor | int | None], length: int = 0):
+        self.entries, self.length = entries, max(length, len(entries), 1)
+
+
+def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | Table | int | float | None) -> None:
+    """Run kernel ``name`` (its ``dtype`` instance; None if it has only one) where its tensors are.
+
+    Tensors must be contiguous and all on the CPU or all on one CUDA device, on whose current stream the kernel is put.
+
+    Raises ValueError for tensors on another device, on two, or with gaps. Shapes and dtypes are the op's own to check.
     """
     if dtype is not None:
         name = f"{name}_{_SUFFIX[dtype]}"
-    slots: list[int | float] = []
+    device: torch.device | None = None
+
+    def address(tensor: Tensor, where: str) -> int:
+        nonlocal device
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            raise ValueError(
+                f"{name}: {where}: expected a tensor on {device} like the others, got {tensor.device}; "
+                f"move it with .to({str(device)!r})"
+            )
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"{name}: {where}: expected a contiguous tensor, got strides {tensor.stride()}; call .contiguous()"
+            )
+        return tensor.data_ptr()
+
+    slots: list[Any] = []
     for index, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
-            if not argument.is_cpu:
-                raise ValueError(
-                    f"{name}: argument {index}: expected a CPU tensor, got {argument.device}; move it with .cpu()"
-                )
-            if not argument.is_contiguous():
-                raise ValueError(
-                    f"{name}: argument {index}: expected a contiguous tensor, got strides {argument.stride()}; "
-                    "call .contiguous()"
-                )
-            slots.append(argument.data_ptr())
+            slots.append(address(argument, f"argument {index}"))
+        elif isinstance(argument, Table):
+            table = (ctypes.c_int64 * argument.length)()
+            for i, entry in enumerate(argument.entries):
+                table[i] = address(entry, f"argument {index}[{i}]") if isinstance(entry, Tensor) else entry or 0
+            slots.append(table)
         else:
             slots.append(0 if argument is None else argument)
-    _op(name)(*slots)
+    if device is not None and device.type == "cuda":
+        gpu.launch(name, device, slots)
+    elif device is not None and device.type != "cpu":
+        raise ValueError(f"{name}: expected CPU or CUDA tensors, got {device}; move them with .cpu()")
+    elif emulator is not None:
+        emulator(name, arguments, slots)
+    else:
+        _op(name)(*(ctypes.addressof(slot) if isinstance(slot, ctypes.Array) else slot for slot in slots))
+
+
+def tensors_of(arguments: Sequence[Any]) -> list[tuple[str, Tensor]]:
+    """All tensors among the arguments of a launch, those in tables too, with the places where they stand."""
+    found = []
+    for index, argument in enumerate(arguments):
+        entries = argument.entries if isinstance(argument, Table) else [argument]
+        for i, entry in enumerate(entries):
+            if isinstance(entry, Tensor):
+                found.append((f"argument {index}" + (f"[{i}]" if isinstance(argument, Table) else ""), entry))
+    return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_dtype, check_range, check_shape
-from .native import launch
+from .native import launch, on_gpu
 
 
 def _check_resolution(op: str, resolution: int) -> None:
@@ -78,8 +78,9 @@ def locate_cells(points: Tensor, resolution: int, cascades: int, half: float) ->
 
 
 def raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
-    """In place: densities[cell] = max(decay densities[cell], value), in order; negative ones stay as they are.
+    """In place: densities[cell] = max(decay densities[cell], value); negative ones stay as they are.
 
+    A cell that is listed n times holds the largest of its values; it fades n times, in order, on a CPU, once on a GPU.
     densities (*) float32; cells (N,) int32, which must be valid; values (N,) float32.
     """
     check_dtype("raise_densities", "densities", densities, torch.float32)
@@ -93,6 +94,12 @@ def raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: flo
 def mean_density(densities: Tensor) -> float:
     """The mean of those that are not negative; 0 if there are none."""
     check_dtype("mean_density", "densities", densities, torch.float32)
+    if on_gpu(densities):
+        seen = densities >= 0
+        total, count = torch.stack(
+            [densities.where(seen, 0).sum(dtype=torch.float64), seen.sum(dtype=torch.float64)]
+        ).tolist()
+        return total / count if count else 0.0
     sums = (ctypes.c_double * 2)()
     launch("density_sum", None, densities, ctypes.addressof(sums), densities.numel())
     return sums[0] / sums[1] if sums[1] else 0.0
@@ -101,7 +108,7 @@ def mean_density(densities: Tensor) -> float:
 @torch.library.custom_op("polyfield::pack_bits", mutates_args=())
 def _pack_bits(occupied: Tensor, resolution: int) -> Tensor:
     words = occupied.new_empty(len(occupied), (resolution // 4) ** 3, dtype=torch.int64)
-    launch("pack_bits", None, occupied.contiguous(), words, len(occupied), resolution)
+    launch("pack_bits", None, occupied.contiguous(), words, words.numel(), resolution)
     return words
 
 
@@ -113,7 +120,7 @@ def _(occupied, resolution):
 @torch.library.custom_op("polyfield::pack_densities", mutates_args=())
 def _pack_densities(densities: Tensor, threshold: float, resolution: int) -> Tensor:
     words = densities.new_empty(len(densities), (resolution // 4) ** 3, dtype=torch.int64)
-    launch("pack_densities", None, densities.contiguous(), threshold, words, len(densities), resolution)
+    launch("pack_densities", None, densities.contiguous(), threshold, words, words.numel(), resolution)
     return words
 
 
@@ -124,8 +131,16 @@ def _(densities, threshold, resolution):
 
 @torch.library.custom_op("polyfield::brick_states", mutates_args=())
 def _brick_states(bits: Tensor, resolution: int) -> Tensor:
-    states = bits.new_empty(bits.numel() + 4, dtype=torch.uint8)
-    launch("brick_states", None, bits.contiguous(), states, len(bits), resolution)
+    bits = bits.contiguous()
+    states = bits.new_zeros(bits.numel() + 4, dtype=torch.uint8)
+    if on_gpu(bits):
+        along_z, along_y = states.new_empty(2, bits.numel())
+        count, bricks = bits.numel(), resolution // 4
+        launch("brick_distances_z", None, bits, along_z, count, bricks, len(bits))
+        launch("brick_distances_y", None, along_z, along_y, count, bricks)
+        launch("brick_states", None, along_y, bits, states, count, bricks)
+    else:
+        launch("brick_states", None, bits, states, len(bits), resolution)
     return states
 
 
@@ -138,9 +153,10 @@ def _(bits, resolution):
 def _occupied_cells(bits: Tensor, resolution: int) -> Tensor:
     bits, bricks = bits.contiguous(), resolution // 4
     rows = len(bits) * bricks * bricks
-    offsets = bits.new_empty(rows + 1)
-    launch("count_bits", None, bits, offsets, rows, bricks)
-    cells = bits.new_empty(int(offsets[-1]), dtype=torch.int32)
+    offsets = bits.new_zeros(rows + 1)
+    launch("count_bits", None, bits, offsets[1:], rows, bricks)
+    offsets[1:].cumsum_(0)
+    cells = bits.new_empty(int(offsets[-1]), dtype=torch.int32)  # which is waited for
     launch("list_bits", None, bits, offsets, cells, rows, bricks)
     return cells
 
@@ -176,7 +192,14 @@ def _(points, resolution, cascades, half):
 
 @torch.library.custom_op("polyfield::raise_densities", mutates_args=("densities",))
 def _raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
-    launch("raise_densities", None, densities, cells.contiguous(), values.contiguous(), decay, len(cells))
+    cells, values, count = cells.contiguous(), values.contiguous(), len(cells)
+    if on_gpu(densities):
+        faded = torch.empty_like(values)
+        launch("read_densities", None, densities, cells, decay, faded, count)
+        launch("fade_densities", None, densities, cells, faded, count)
+        launch("raise_densities", None, densities, cells, values, faded, count)
+    else:
+        launch("raise_densities", None, densities, cells, values, decay, count)
 
 
 @_raise_densities.register_fake

@@ -1,4 +1,4 @@
-"""Packed samples of rays, one pack after another: ``append_packed``. Kernel: ``kernels/append_packed.cu``."""
+"""Packed samples of rays, one pack after another: ``append_packed``. Kernels: ``kernels/append_packed.cu``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_dtype, check_shape
-from .native import launch
+from .native import launch, on_gpu
 
 
 def append_packed(
@@ -47,9 +47,11 @@ def _append_packed(
     first_offsets, second_offsets = first_offsets.contiguous(), second_offsets.contiguous()
     rows = first_offsets.new_full((count,), -1)
     rows[rays] = torch.arange(len(rays), dtype=rows.dtype, device=rows.device)
-    offsets = torch.empty_like(first_offsets)
-    launch("append_offsets", None, first_offsets, second_offsets, rows, offsets, count)
-    total = int(offsets[-1])
+    offsets = first_offsets.new_zeros(count + 1)
+    launch("append_counts", None, first_offsets, second_offsets, rows, offsets[1:], count)
+    offsets[1:].cumsum_(0)
+    # The same; but the second would wait for a GPU.
+    total = len(first[0]) + len(second[0]) if first and on_gpu(offsets) else int(offsets[-1])
     tensors = []
     for a, b in zip(first, second, strict=True):
         tensors.append(a.new_empty(total))

@@ -111,7 +111,7 @@ def _forward(points, extras, source, density, color, numbers, bfloat16, outputs)
     color_part = _network(extras.shape[1] + width, color) if color else [1, width, *[0] * 5, *_NONE]
     sizes = (len(points), (len(numbers) - 2) // 4, numbers[1], rounded)
     networks = (*_network(channels, density), *color_part)
-    launch(name, None, points, source, _levels(tuple(numbers)), extras, *outputs, *sizes, *networks)
+    launch(name, None, points, source, _levels(tuple(numbers), points.device), extras, *outputs, *sizes, *networks)
 
 
 @torch.library.custom_op("polyfield::radiance_density", mutates_args=())
@@ -223,7 +223,7 @@ def _(extras, outputs, grad_sigmas, grad_colors, density, color, bfloat16):
 
 @torch.library.custom_op("polyfield::radiance_accumulate_", mutates_args={"table_grad"})
 def _accumulate(table_grad: Tensor, points: Tensor, grad_features: Tensor, numbers: list[int]) -> None:
-    tensors = (points, _levels(tuple(numbers)), grad_features, table_grad)
+    tensors = (points, _levels(tuple(numbers), points.device), grad_features, table_grad)
     _launch("hash_encode_backward_levels", points.dtype, numbers, points, *tensors)
 
 

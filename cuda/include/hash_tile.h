@@ -4,16 +4,15 @@
 // there is read per sample as short vectors of F numbers, eight independent loads at a time, in place of gather
 // instructions. Where a ray's samples stay in one cell (runs), its corners are read once and broadcast to the lanes.
 #pragma once
-#include <cstdint>
-#include <cstring>
+#include "lane_math.h"
+#include "parallel.h"
+#if !PF_CUDA
 #include <vector>
-
-#if defined(__SSE2__)
+#endif
+#if !PF_CUDA && defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
-#include "lane_math.h"
-#include "parallel.h"
 
 namespace polyfield {
 namespace {
@@ -54,15 +53,84 @@ template <int D, bool HASHED> PF_INLINE void corners(const Lane<int32_t>* cell, 
   }
 }
 
-#if !PF_CUDA
+// d cell coordinate / d x: the resolution inside, 0 where the point is clamped
+template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resolution, T* s) {
+  for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);
+}
 
 // ---- short vectors: the F features of one entry -----------------------------------------------------------------------
 
-template <class T, int F> struct Short { typedef T type __attribute__((vector_size(F * sizeof(T)), may_alias)); };
-template <class T, int F> using Vec = typename Short<T, F>::type;
-
 struct BFloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
+
+#if PF_CUDA
+
+// Read and written in one piece where the hardware can.
+template <class T, int F> struct alignas(F * sizeof(T) > 16 ? 16 : F * sizeof(T)) Vec {
+  T x[F];
+  PF_INLINE T& operator[](int i) { return x[i]; }
+  PF_INLINE T operator[](int i) const { return x[i]; }
+  PF_INLINE Vec& operator+=(const Vec& o) {
+    for (int i = 0; i < F; ++i) x[i] += o.x[i];
+    return *this;
+  }
+};
+template <class T, int F> PF_INLINE Vec<T, F> operator+(Vec<T, F> a, const Vec<T, F>& b) { return a += b; }
+template <class T, int F> PF_INLINE Vec<T, F> operator-(Vec<T, F> a, const Vec<T, F>& b) {
+  for (int i = 0; i < F; ++i) a.x[i] -= b.x[i];
+  return a;
+}
+template <class T, int F> PF_INLINE Vec<T, F> operator*(T s, Vec<T, F> a) {
+  for (int i = 0; i < F; ++i) a.x[i] *= s;
+  return a;
+}
+template <class T, int F> PF_INLINE Vec<T, F> operator*(Vec<T, F> a, const Vec<T, F>& b) {
+  for (int i = 0; i < F; ++i) a.x[i] *= b.x[i];
+  return a;
+}
+
+PF_INLINE float widen(BFloat16 h) { return as_float(int32_t(uint32_t(h.bits) << 16)); }
+// Exponent and mantissa in place, rescaled by 2^112 (which also makes subnormals right); infinities and NaN put back.
+PF_INLINE float widen(Float16 h) {
+  const float scaled = as_float(int32_t(uint32_t(h.bits & 0x7fff) << 13)) * 0x1p112f;
+  const uint32_t special = (h.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  return as_float(int32_t(as_uint(scaled) | special | uint32_t(h.bits & 0x8000) << 16));
+}
+template <int F, class T> PF_INLINE Vec<T, F> fetch(const T* p) { return *reinterpret_cast<const Vec<T, F>*>(p); }
+template <int F, class H> PF_INLINE Vec<float, F> fetch_half(const H* p) {
+  struct alignas(F * sizeof(H)) Packed { H x[F]; };
+  const Packed packed = *reinterpret_cast<const Packed*>(p);
+  Vec<float, F> v;
+  for (int i = 0; i < F; ++i) v.x[i] = widen(packed.x[i]);
+  return v;
+}
+template <int F> PF_INLINE Vec<float, F> fetch(const BFloat16* p) { return fetch_half<F>(p); }
+template <int F> PF_INLINE Vec<float, F> fetch(const Float16* p) { return fetch_half<F>(p); }
+template <class T, int F> PF_INLINE void write(T* p, const Vec<T, F>& v) { *reinterpret_cast<Vec<T, F>*>(p) = v; }
+
+// Where one point lies at one level.
+template <int D, class T> struct Place {
+  T fraction[D];
+  uint32_t index[1 << D];
+};
+template <int D, class T> PF_INLINE Place<D, T> place(const Level& level, const T* point) {
+  Place<D, T> at;
+  int32_t cell[D];
+  for (int d = 0; d < D; ++d) locate(clamped(point[d]), int(level.resolution), cell[d], at.fraction[d]);
+  if (level.hashed) corners<D, true>(cell, uint32_t(level.resolution + 1), uint32_t(level.size - 1), at.index);
+  else corners<D, false>(cell, uint32_t(level.resolution + 1), uint32_t(level.size - 1), at.index);
+  return at;
+}
+
+// A point at a level. Features beyond four per entry are done four by four, to spare registers.
+template <int D, int W, class T, class H> PF_INLINE void corner_values(const Place<D, T>& at, const H* entries, int width, int w, Vec<T, W>* v) {
+  for (int c = 0; c < 1 << D; ++c) v[c] = fetch<W>(entries + width * int64_t(at.index[c]) + w);
+}
+
+#else
+
+template <class T, int F> struct Short { typedef T type __attribute__((vector_size(F * sizeof(T)), may_alias)); };
+template <class T, int F> using Vec = typename Short<T, F>::type;
 
 template <class V, class P> PF_INLINE V read(const P* p) {
   V v;
@@ -283,6 +351,26 @@ void encode(const T* points, const H* table, const Level* levels, int level_coun
 }
 
 #endif
+
+template <int N> struct Number {
+  static constexpr int value = N;
+};
+
+// The template arguments from numbers.
+template <class Call> PF_INLINE void dispatch(int dimensions, int features, Call call) {
+  const auto with = [&](auto d) {
+    if (features == 1) call(d, Number<1>());
+    if (features == 2) call(d, Number<2>());
+#if PF_CUDA
+    if (features >= 4) call(d, Number<4>());
+#else
+    if (features == 4) call(d, Number<4>());
+    if (features == 8) call(d, Number<8>());
+#endif
+  };
+  if (dimensions == 2) with(Number<2>());
+  if (dimensions == 3) with(Number<3>());
+}
 
 }  // namespace
 }  // namespace polyfield

@@ -5,15 +5,18 @@
 // Mask<T> is what comparing two Lane<T> gives; select(mask, a, b) is the branch that lanes share.
 // A kernel body templated on Lane works in float32, in float64 (gradient checks) and in CUDA alike.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "standard.h"
 
-#if defined(__CUDACC__) || defined(POLYFIELD_CUDA)
+#if !defined(PF_CUDA)  // tests define it, to compile what is meant for a GPU with the host's compiler
+#if defined(__CUDACC__)
 #define PF_CUDA 1
-#define PF_INLINE __device__ __forceinline__
 #else
 #define PF_CUDA 0
+#endif
+#endif
+#if defined(__CUDACC__)
+#define PF_INLINE __device__ __forceinline__
+#else
 #define PF_INLINE inline __attribute__((always_inline))
 #endif
 
@@ -192,13 +195,56 @@ template <class T> PF_INLINE T sum(Lane<T> x) {
 }
 #endif
 
+#if PF_CUDA  // the same words for the one item of a thread: n, the number of items that are there, is 0 or 1
+PF_INLINE uint32_t bits(bool m) { return m; }
+template <class T> PF_INLINE bool first(int n) { return n > 0; }
+template <class T> PF_INLINE T iota() { return T(0); }
+template <class T> PF_INLINE T load(const T* p) { return *p; }
+template <class T> PF_INLINE void store(T* p, T x) { *p = x; }
+template <class T> PF_INLINE T load_first(const T* p, int n) { return n > 0 ? *p : T(0); }
+template <class T> PF_INLINE void store_first(T* p, T x, int n) { if (n > 0) *p = x; }
+template <class T> PF_INLINE T load_strided(const T* p, int64_t, int n) { return n > 0 ? *p : T(0); }
+template <class T> PF_INLINE void store_strided(T* p, int64_t, T x, int n) { if (n > 0) *p = x; }
+template <class T> PF_INLINE T gather(const T* p, int32_t index) { return p[index]; }
+#endif
+
+// Items as rows of `width` (at most WIDTH) numbers: x[k] to p[width lane + k], for the first n lanes. And the way back.
+template <int WIDTH, class T> PF_INLINE void store_rows(T* p, const Lane<T>* x, int width, int n) {
+#if PF_CUDA
+#pragma unroll
+  for (int k = 0; k < WIDTH; ++k)  // unrolled to the end, so that x stays in registers
+    if (k < width && n > 0) p[k] = x[k];
+#else
+  for (int lane = 0; lane < n; ++lane)
+    for (int k = 0; k < width; ++k) p[lane * width + k] = x[k][lane];
+#endif
+}
+template <int WIDTH, class T> PF_INLINE void load_rows(const T* p, Lane<T>* x, int width, int n) {
+#if PF_CUDA
+#pragma unroll
+  for (int k = 0; k < WIDTH; ++k) x[k] = k < width && n > 0 ? p[k] : T(0);
+#else
+  for (int k = 0; k < width; ++k) x[k] = load_strided(p + k, width, n);
+#endif
+}
+
 // ---- bits -------------------------------------------------------------------------------------------------------
 #if PF_CUDA
 PF_INLINE int32_t as_int(float x) { return __float_as_int(x); }
 PF_INLINE float as_float(int32_t x) { return __int_as_float(x); }
+PF_INLINE uint32_t as_uint(float x) { return __float_as_uint(x); }
+PF_INLINE int ones(uint32_t x) { return __popc(x); }
+PF_INLINE int ones(uint64_t x) { return __popcll(x); }
+PF_INLINE int lowest(uint32_t x) { return __ffs(int(x)) - 1; }  // x != 0
+PF_INLINE int lowest(uint64_t x) { return __ffsll((long long)(x)) - 1; }
 #else
 PF_INLINE Lane<int32_t> as_int(Lane<float> x) { return Lane<int32_t>((Lane<int32_t>::V)x.v); }
 PF_INLINE Lane<float> as_float(Lane<int32_t> x) { return Lane<float>((Lane<float>::V)x.v); }
+PF_INLINE Lane<uint32_t> as_uint(Lane<float> x) { return Lane<uint32_t>((Lane<uint32_t>::V)x.v); }
+PF_INLINE int ones(uint32_t x) { return __builtin_popcount(x); }
+PF_INLINE int ones(uint64_t x) { return __builtin_popcountll(x); }
+PF_INLINE int lowest(uint32_t x) { return __builtin_ctz(x); }  // x != 0
+PF_INLINE int lowest(uint64_t x) { return __builtin_ctzll(x); }
 #endif
 
 }  // namespace polyfield

@@ -7,20 +7,30 @@ namespace polyfield {
 
 #if PF_CUDA
 
-PF_INLINE float exp(float x) { return __expf(x); }
-PF_INLINE float log(float x) { return __logf(x); }
+PF_INLINE float exp(float x) { return expf(x); }
+PF_INLINE float exp2_lanes(float x) { return exp2f(x); }
+PF_INLINE float log(float x) { return logf(x); }
 PF_INLINE float sqrt(float x) { return sqrtf(x); }
 PF_INLINE float floor(float x) { return floorf(x); }
 PF_INLINE float ceil(float x) { return ceilf(x); }
 PF_INLINE float abs(float x) { return fabsf(x); }
-PF_INLINE float min(float a, float b) { return fminf(a, b); }
-PF_INLINE float max(float a, float b) { return fmaxf(a, b); }
+// min and max return b where a or b is NaN, as on the CPU.
+PF_INLINE float min(float a, float b) { return a < b ? a : b; }
+PF_INLINE float max(float a, float b) { return a > b ? a : b; }
 PF_INLINE int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
 PF_INLINE int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
+PF_INLINE double exp(double x) { return ::exp(x); }
+PF_INLINE double log(double x) { return ::log(x); }
+PF_INLINE double sqrt(double x) { return ::sqrt(x); }
+PF_INLINE double floor(double x) { return ::floor(x); }
+PF_INLINE double ceil(double x) { return ::ceil(x); }
+PF_INLINE double abs(double x) { return fabs(x); }
+PF_INLINE double min(double a, double b) { return a < b ? a : b; }
+PF_INLINE double max(double a, double b) { return a > b ? a : b; }
 
 #else
 
-// min and max return b where a is NaN, like the vector instructions.
+// min and max return b where a or b is NaN, like the vector instructions.
 template <class T> PF_INLINE Lane<T> min(Lane<T> a, Lane<T> b) { return select(a < b, a, b); }
 template <class T> PF_INLINE Lane<T> max(Lane<T> a, Lane<T> b) { return select(a > b, a, b); }
 template <class T> PF_INLINE Lane<T> abs(Lane<T> x) { return select(x < Lane<T>(T(0)), -x, x); }

@@ -1,15 +1,71 @@
-// Lanes that move: loads and stores of a lane's first n items at the speed of a whole one, compression of chosen lanes to
-// the front and the way back, shifts across lanes, prefix products and fast horizontal sums. (CPU only: in CUDA
-// these are warp shuffles, and belong to the cooperative drivers.)
+// Lanes that work together on consecutive items, GROUP of them: those of one vector on the CPU, those of one warp in CUDA.
+// Loads and stores of a group's first n items at the speed of a whole one, compression of chosen lanes to the front and the
+// way back, shifts across lanes, prefix sums and products by doubling, fast horizontal sums. In CUDA all
+// threads of a warp must call these together.
 #pragma once
 #include "lane.h"
+#include "parallel.h"
 
-#if !PF_CUDA
+#if PF_CUDA
 namespace polyfield {
+
+constexpr int GROUP = 32;
+constexpr uint32_t WARP = 0xffffffffu;
+
+template <class T> PF_INLINE T load_n(const T* p, int n) { return lane_number() < n ? p[lane_number()] : T(0); }
+template <class T> PF_INLINE void store_n(T* p, T x, int n) {
+  if (lane_number() < n) p[lane_number()] = x;
+}
+template <class T> PF_INLINE bool group_first(int n) { return lane_number() < n; }
+template <class T> PF_INLINE void copy_n(const T* p, int64_t n, T* to) {
+  for (int64_t i = lane_number(); i < n; i += GROUP) to[i] = p[i];
+}
+template <class T> PF_INLINE void fill_n(T* to, int64_t n, T x) {
+  for (int64_t i = lane_number(); i < n; i += GROUP) to[i] = x;
+}
+// One bit per lane, lane 0 lowest.
+PF_INLINE uint32_t group_bits(bool m) { return __ballot_sync(WARP, m); }
+
+// As below, where `fill` is the same in all lanes.
+template <int N, class T> PF_INLINE T shift_up(T x, T fill) {
+  const T y = __shfl_up_sync(WARP, x, N);
+  return lane_number() < N ? fill : y;
+}
+template <int N, class T> PF_INLINE T shift_down(T x, T fill) {
+  const T y = __shfl_down_sync(WARP, x, N);
+  return lane_number() >= GROUP - N ? fill : y;
+}
+template <class T> PF_INLINE T front(T x) { return __shfl_sync(WARP, x, 0); }
+template <class T> PF_INLINE T back(T x) { return __shfl_sync(WARP, x, GROUP - 1); }
+template <class T> PF_INLINE T tree_sum(T x) {
+#pragma unroll
+  for (int step = GROUP / 2; step > 0; step /= 2) x += __shfl_xor_sync(WARP, x, step);
+  return x;
+}
+// The sum over lanes, to one place.
+template <class T> PF_INLINE void store_sum(T* p, T x) {
+  x = tree_sum(x);
+  if (lane_number() == 0) *p = x;
+}
+
+}  // namespace polyfield
+#else
+namespace polyfield {
+
+constexpr int GROUP = LANES;
 
 // The first n lanes (n may be <= 0 or more than there are) of p; the others read as zero, and are not touched.
 template <class T> PF_INLINE Lane<T> load_n(const T* p, int n) { return load_first(p, n); }
 template <class T> PF_INLINE void store_n(T* p, Lane<T> x, int n) { store_first(p, x, n); }
+
+template <class T> PF_INLINE Mask<T> group_first(int n) { return first<T>(n < LANES ? n : LANES); }
+template <class T> PF_INLINE void copy_n(const T* p, int64_t n, T* to) { std::memmove(to, p, n * sizeof(T)); }
+template <class T> PF_INLINE void fill_n(T* to, int64_t n, T x) {
+  for (int64_t i = 0; i < n; ++i) to[i] = x;
+}
+template <class T> PF_INLINE uint32_t group_bits(Mask<T> m) { return bits(m); }
+template <class T> PF_INLINE T front(Lane<T> x) { return x.v[0]; }
+template <class T> PF_INLINE T back(Lane<T> x) { return x.v[LANES - 1]; }
 
 // Chosen lanes, in order, to p[0], p[1], ...; may overwrite a whole lane's width of p.
 template <class T> PF_INLINE void compress(T* p, Lane<T> x, uint32_t chosen) {
@@ -96,20 +152,13 @@ template <int N, class T> PF_INLINE Lane<T> shift_down(Lane<T> x, Lane<T> fill) 
   return shuffle(x, fill, indices<T>([](int i) { return i + N; }));
 }
 
-// out[i] = x[0] * ... * x[i], by doubling
-template <int N = 1, class T> PF_INLINE Lane<T> prefix_product(Lane<T> x) {
-  if constexpr (N < LANES) return prefix_product<2 * N>(x * shift_up<N>(x, Lane<T>(T(1))));
-  else return x;
-}
-template <int N = 1, class T> PF_INLINE Lane<T> prefix_sum(Lane<T> x) {
-  if constexpr (N < LANES) return prefix_sum<2 * N>(x + shift_up<N>(x, Lane<T>(T(0))));
-  else return x;
-}
 // The sum over lanes, by halving
 template <int N = LANES / 2, class T> PF_INLINE T tree_sum(Lane<T> x) {
   if constexpr (N > 0) return tree_sum<N / 2>(x + shuffle(x, x, indices<T>([](int i) { return i ^ N; })));
   else return x.v[0];
 }
+
+template <class T> PF_INLINE void store_sum(T* p, Lane<T> x) { *p = tree_sum(x); }
 
 // a[i] + a[i ^ N] in lanes without bit N, the same of b in lanes with it
 template <int N, class T> PF_INLINE Lane<T> fold(Lane<T> a, Lane<T> b) {
@@ -137,3 +186,17 @@ template <class T> struct Sums {
 
 }  // namespace polyfield
 #endif
+
+namespace polyfield {
+
+// out[i] = x[0] * ... * x[i], by doubling. R is Lane<T> here and below.
+template <int N = 1, class R> PF_INLINE R prefix_product(R x) {
+  if constexpr (N < GROUP) return prefix_product<2 * N>(x * shift_up<N>(x, R(scalar_t<R>(1))));
+  else return x;
+}
+template <int N = 1, class R> PF_INLINE R prefix_sum(R x) {
+  if constexpr (N < GROUP) return prefix_sum<2 * N>(x + shift_up<N>(x, R(scalar_t<R>(0))));
+  else return x;
+}
+
+}  // namespace polyfield

@@ -5,14 +5,13 @@
 // R_i = alpha_{i+1} g_{i+1} + (1 - alpha_{i+1}) R_{i+1} is what the samples behind i would composite to. No division, so
 // alpha = 1 is like any other. The trick: lanes over the samples of a ray; T is a prefix product and R a suffix scan of the affine
 // maps x -> alpha g + (1 - alpha) x, both by doubling; three channels are multiplied as they lie, interleaved.
-#include <algorithm>
-#include <limits>
-#include <vector>
-
 #include "lane_math.h"
 #include "lane_pack.h"
 #include "op.h"
-#include "parallel.h"
+#if !PF_CUDA
+#include <algorithm>
+#include <vector>
+#endif
 
 namespace polyfield {
 
@@ -22,26 +21,170 @@ template <class R> struct Affine {
   PF_INLINE Affine after(Affine back) const { return {a * back.a, b + a * back.b}; }
 };
 
-#if !PF_CUDA
-
 constexpr int MAX_VALUES = 8;
-constexpr int RAY_CHUNK = 64;  // rays per piece of work
 
 // One values tensor (S, channels): what is read and written of it.
 template <class T> struct Values {
   const T* values;
-  const T* grad_outputs;
   T* outputs;
+  const T* grad_outputs;
   T* grad_values;
   int64_t channels;
 };
-// rows of (values, outputs or grad_outputs, grad_values, channels) as Python hands them over; 0 = not there
-template <class T> int unpack_values(const int64_t* table, int64_t count, bool backward, Values<T>* out) {
-  for (int64_t i = 0; i < count; ++i, table += 4)
-    out[i] = {reinterpret_cast<const T*>(table[0]), backward ? reinterpret_cast<const T*>(table[1]) : nullptr,
-              backward ? nullptr : reinterpret_cast<T*>(table[1]), reinterpret_cast<T*>(table[2]), table[3]};
-  return int(count);
+// All of them, as Python hands them over: (values, outputs, grad_outputs, grad_values, channels); 0 = not there.
+template <class T> struct ValueTable { Values<T> of[MAX_VALUES]; };
+
+// The transmittance before each of n <= GROUP samples, given that before the first, which moves on.
+template <class R> PF_INLINE R transmittances(R alpha, scalar_t<R>& before) {
+  using T = scalar_t<R>;
+  const R after = prefix_product(R(T(1)) - alpha);
+  const R t = shift_up<1>(after, R(T(1))) * R(before);
+  before *= back(after);
+  return t;
 }
+
+// R of each sample and, carried on to the samples before, of the one before the first.
+template <int N = 1, class R> PF_INLINE Affine<R> suffix(Affine<R> m) {
+  using T = scalar_t<R>;
+  if constexpr (N < GROUP)
+    return suffix<2 * N>(m.after({shift_down<N>(m.a, R(T(1))), shift_down<N>(m.b, R(T(0)))}));
+  else
+    return m;
+}
+
+// Samples with less than this before them do not count; 0 turns the test off, also for an alpha above 1.
+template <class T> PF_INLINE Lane<T> cut(double min_transmittance) {
+  return Lane<T>(min_transmittance > 0 ? T(min_transmittance) : T(-1e30));
+}
+
+#if PF_CUDA
+
+// ---- one warp per ray, samples in lanes -------------------------------------------------------------------------
+constexpr int FEW = 4;  // up to so many channels are summed over lanes; more are lanes themselves
+
+// outputs = sum_i w_i v_i over n samples; their weights were stored by the lanes themselves.
+template <class T> PF_INLINE void accumulate(const Values<T>& v, const T* w, int64_t first, int64_t n, int64_t ray) {
+  const int64_t C = v.channels;
+  T* out = v.outputs + ray * C;
+  if (C <= FEW) {
+    for (int64_t c = 0; c < C; ++c) {
+      T sum(0);
+      for (int64_t i = lane_number(); i < n; i += GROUP) sum += w[first + i] * v.values[(first + i) * C + c];
+      store_sum(out + c, sum);
+    }
+  } else {
+    __syncwarp();  // before lanes read each other's weights
+    for (int64_t c = lane_number(); c < C; c += GROUP) {
+      T sum(0);
+      for (int64_t i = first; i < first + n; ++i) sum += w[i] * v.values[i * C + c];
+      out[c] = sum;
+    }
+  }
+}
+
+template <class T>
+void composite(const T* alphas, const int32_t* ray_offsets, const Inline<ValueTable<T>>& table, int tensors, Warps<> rays, double min_transmittance,
+               T* weights, T* opacities) {
+  const T least = cut<T>(min_transmittance);
+  for_each(rays, [&](int64_t r) {
+    const int64_t first = ray_offsets[r], n = ray_offsets[r + 1] - first;
+    T opacity(0), before(1);
+    for (int64_t i = 0; i < n; i += GROUP) {
+      const T alpha = load_n(alphas + first + i, int(n - i)), t = transmittances(alpha, before);
+      const T w = select(t < least, T(0), alpha * t);
+      opacity += w;
+      store_n(weights + first + i, w, int(n - i));
+    }
+    store_sum(opacities + r, opacity);
+    for (int k = 0; k < tensors; ++k) accumulate(table.value.of[k], weights, first, n, r);
+  });
+}
+
+// d loss / d w_i by way of one tensor, of the sample that is this lane's, and the gradient of its values.
+template <class T> PF_INLINE T accumulate_backward(const Values<T>& v, T w, int64_t i, int64_t ray) {
+  T g(0);
+  for (int64_t c = 0; c < v.channels; ++c) {
+    const T go = v.grad_outputs[ray * v.channels + c];
+    g += go * v.values[i * v.channels + c];
+    if (v.grad_values) v.grad_values[i * v.channels + c] = w * go;
+  }
+  return g;
+}
+
+template <class T>
+void composite_backward(const T* alphas, const int32_t* ray_offsets, const Inline<ValueTable<T>>& table, int tensors, Warps<> rays,
+                        double min_transmittance, const T* weights, const T* grad_weights, const T* grad_opacities, T* grad_alphas) {
+  const T least = cut<T>(min_transmittance);
+  for_each(rays, [&](int64_t r) {
+    const int64_t first = ray_offsets[r], n = ray_offsets[r + 1] - first;
+    const T grad_opacity = grad_opacities ? grad_opacities[r] : T(0);
+    T before(1), behind(0);
+    for (int64_t i = 0; i < n; i += GROUP)  // transmittances, kept where the gradients will be
+      store_n(grad_alphas + first + i, transmittances(load_n(alphas + first + i, int(n - i)), before), int(n - i));
+    for (int64_t i = (n - 1) / GROUP * GROUP; i >= 0 && n > 0; i -= GROUP) {
+      const int left = int(n - i);
+      const int64_t at = first + i + lane_number();
+      const T t = load_n(grad_alphas + first + i, left), w = load_n(weights + first + i, left);
+      T g = grad_opacity + (grad_weights ? load_n(grad_weights + first + i, left) : T(0));
+      if (lane_number() < left)
+        for (int k = 0; k < tensors; ++k)
+          if (table.value.of[k].grad_outputs) g += accumulate_backward(table.value.of[k], w, at, r);
+      const bool dead = t < least;
+      const T alpha = select(dead, T(0), load_n(alphas + first + i, left));
+      const Affine<T> map = suffix(Affine<T>{T(1) - alpha, select(dead, T(0), alpha * g)});
+      const T seen = map.b + map.a * behind;  // by a ray that enters before sample i
+      const T rest = shift_down<1>(seen, behind);
+      store_n(grad_alphas + first + i, select(dead, T(0), t * (g - rest)), left);
+      behind = front(seen);
+    }
+  });
+}
+
+// ---- pruning: counts, and, once their sums are known, the samples that are kept ---------------------------------
+// f(i, left, bits): the group of samples from i on, and which of them are kept.
+template <class F>
+PF_INLINE void for_kept(const float* alphas, int64_t first, int64_t n, float min_transmittance, float min_alpha, F f) {
+  float before = 1;
+  for (int64_t i = 0; i < n; i += GROUP) {
+    const int left = int(n - i);
+    const float alpha = load_n(alphas + first + i, left), t = transmittances(alpha, before);
+    f(i, left, group_bits(lane_number() < left && t >= min_transmittance && alpha >= min_alpha));
+  }
+}
+
+void prune_counts(const float* alphas, const int32_t* ray_offsets, Warps<> rays, float min_transmittance, float min_alpha, int32_t* counts) {
+  for_each(rays, [=](int64_t r) {
+    int32_t count = 0;
+    for_kept(alphas, ray_offsets[r], ray_offsets[r + 1] - ray_offsets[r], cut<float>(min_transmittance), min_alpha,
+             [&](int64_t, int, uint32_t bits) { count += ones(bits); });
+    if (lane_number() == 0) counts[r] = count;
+  });
+}
+
+void prune_kept(const float* alphas, const float* t_starts, const float* t_ends, const int32_t* ray_offsets, const int32_t* new_offsets,
+                Warps<> rays, float min_transmittance, float min_alpha, float* new_starts, float* new_ends, int32_t* new_rays, int32_t* kept) {
+  for_each(rays, [=](int64_t r) {
+    const int64_t first = ray_offsets[r];
+    int64_t to = new_offsets[r];
+    for_kept(alphas, first, ray_offsets[r + 1] - first, cut<float>(min_transmittance), min_alpha, [&](int64_t i, int, uint32_t bits) {
+      const int lane = lane_number();
+      const int64_t at = first + i + lane, place = to + ones(bits & ((1u << lane) - 1));
+      if (bits >> lane & 1) new_starts[place] = t_starts[at], new_ends[place] = t_ends[at], new_rays[place] = int32_t(r), kept[place] = int32_t(at);
+      to += ones(bits);
+    });
+  });
+}
+
+POLYFIELD_OP(composite_f32, composite<float>)
+POLYFIELD_OP(composite_f64, composite<double>)
+POLYFIELD_OP(composite_backward_f32, composite_backward<float>)
+POLYFIELD_OP(composite_backward_f64, composite_backward<double>)
+POLYFIELD_OP(prune_counts, prune_counts)
+POLYFIELD_OP(prune_kept, prune_kept)
+
+#else
+
+constexpr int RAY_CHUNK = 64;  // rays per piece of work
 
 // ---- three interleaved channels: lanes of the numbers 3 i + c as they lie in memory, LANES samples = 3 lanes ---------
 // Sample i's weight at the places of its three channels, in the m-th of the three lanes.
@@ -154,34 +297,12 @@ void accumulate_backward(const Values<T>& v, const T* w, Groups<T> groups, const
   }
 }
 
-// The transmittance before each of n <= LANES samples, given that before the first, which moves on.
-template <class T> PF_INLINE Lane<T> transmittances(Lane<T> alpha, T& before) {
-  const Lane<T> after = prefix_product(Lane<T>(T(1)) - alpha);
-  const Lane<T> t = shift_up<1>(after, Lane<T>(T(1))) * Lane<T>(before);
-  before *= after[LANES - 1];
-  return t;
-}
-
-// R of each sample and, carried on to the samples before, of the one before the first.
-template <int N = 1, class T> PF_INLINE Affine<Lane<T>> suffix(Affine<Lane<T>> m) {
-  if constexpr (N < LANES)
-    return suffix<2 * N>(m.after({shift_down<N>(m.a, Lane<T>(T(1))), shift_down<N>(m.b, Lane<T>(T(0)))}));
-  else
-    return m;
-}
-
-// Samples with less than this before them do not count; 0 turns the test off, also for an alpha above 1.
-template <class T> PF_INLINE Lane<T> cut(double min_transmittance) {
-  return Lane<T>(min_transmittance > 0 ? T(min_transmittance) : -std::numeric_limits<T>::infinity());
-}
-
 // One pass over a few rays after the other: so short a chain of instructions per ray lets the processor overlap rays.
 template <class T>
-void composite(const T* alphas, const int32_t* ray_offsets, const int64_t* table, int64_t count, int64_t rays, double min_transmittance,
+void composite(const T* alphas, const int32_t* ray_offsets, const Inline<ValueTable<T>>& table, int tensors, Warps<> rays, double min_transmittance,
                T* weights, T* opacities) {
-  Values<T> values[MAX_VALUES];
-  const int tensors = unpack_values(table, count, false, values);
-  parallel_chunks(rays, RAY_CHUNK, [=, &values](int64_t begin, int64_t end) {
+  const Values<T>* values = table.value.of;
+  parallel_chunks(rays, RAY_CHUNK, [=](int64_t begin, int64_t end) {
     using R = Lane<T>;
     const R least = cut<T>(min_transmittance);
     const int64_t origin = ray_offsets[begin];
@@ -209,11 +330,10 @@ void composite(const T* alphas, const int32_t* ray_offsets, const int64_t* table
 
 // grad_weights, grad_opacities, the grad_outputs and grad_values of any tensor may be null.
 template <class T>
-void composite_backward(const T* alphas, const T* weights, const int32_t* ray_offsets, const int64_t* table, int64_t count, int64_t rays,
-                        double min_transmittance, const T* grad_weights, const T* grad_opacities, T* grad_alphas) {
-  Values<T> values[MAX_VALUES];
-  const int tensors = unpack_values(table, count, true, values);
-  parallel_chunks(rays, RAY_CHUNK, [=, &values](int64_t begin, int64_t end) {
+void composite_backward(const T* alphas, const int32_t* ray_offsets, const Inline<ValueTable<T>>& table, int tensors, Warps<> rays,
+                        double min_transmittance, const T* weights, const T* grad_weights, const T* grad_opacities, T* grad_alphas) {
+  const Values<T>* values = table.value.of;
+  parallel_chunks(rays, RAY_CHUNK, [=](int64_t begin, int64_t end) {
     using R = Lane<T>;
     const R least = cut<T>(min_transmittance);
     const int64_t origin = ray_offsets[begin], needed = Groups<T>::needed(ray_offsets[end] - origin, end - begin);
@@ -312,12 +432,12 @@ void prune_write(const float* t_starts, const float* t_ends, const int32_t* ray_
   });
 }
 
-POLYFIELD_OP("composite_f32", composite<float>)
-POLYFIELD_OP("composite_f64", composite<double>)
-POLYFIELD_OP("composite_backward_f32", composite_backward<float>)
-POLYFIELD_OP("composite_backward_f64", composite_backward<double>)
-POLYFIELD_OP("prune", prune)
-POLYFIELD_OP("prune_write", prune_write)
+POLYFIELD_OP(composite_f32, composite<float>)
+POLYFIELD_OP(composite_f64, composite<double>)
+POLYFIELD_OP(composite_backward_f32, composite_backward<float>)
+POLYFIELD_OP(composite_backward_f64, composite_backward<double>)
+POLYFIELD_OP(prune, prune)
+POLYFIELD_OP(prune_write, prune_write)
 
 #endif
 

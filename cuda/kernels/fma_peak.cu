@@ -26,7 +26,7 @@ void fma_peak(float* result, int64_t threads, int64_t rounds) {
   });
 }
 
-POLYFIELD_OP("fma_peak", fma_peak)
+POLYFIELD_OP(fma_peak, fma_peak)
 
 #endif
 

@@ -1,111 +1,115 @@
 // Multiresolution hash encoding (Mueller et al., "Instant Neural Graphics Primitives", SIGGRAPH 2022, equations 1 to 4):
 // points (N, D) in [0, 1]^D -> features (N, L F); level l interpolates the 2^D entries around x * resolution[l] linearly.
 //
-// include/hash_tile.h reads the table; here are the loops over blocks, the derivatives by the points, and the table's
-// gradient, which is owned level by level: no atomics, no reduction, the same bits for any number of threads.
-#include <vector>
-
+// include/hash_tile.h reads the table, hash_gradient.cu differentiates by the points; here is the table's gradient too. On the
+// CPU each level has one owner: no atomics, no reduction, the same bits for any number of threads. In CUDA a thread works on one point at
+// one level; neighbours on a ray that share a cell are summed up within the warp before one of them adds to the table.
 #include "hash_tile.h"
 #include "op.h"
-#include "parallel.h"
 
 namespace polyfield {
 namespace {
 
-#if !PF_CUDA
+// ---- per item: the same on both machines ------------------------------------------------------------------------------
 
-// ---- spatial derivatives ----------------------------------------------------------------------------------------------
+// Corner values (2^D) -> the value between them
+template <int D, class V, class T> PF_INLINE void interpolate(V* v, const T* fraction) {
+  for (int d = 0; d < D; ++d)
+    for (int k = 0; k < 1 << (D - 1 - d); ++k) v[k] = v[2 * k] + fraction[d] * (v[2 * k + 1] - v[2 * k]);
+}
+// and back: v[0] -> each corner's share of it
+template <int D, class V, class T> PF_INLINE void share_out(V* v, const T* fraction) {
+  for (int d = D - 1; d >= 0; --d)
+    for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
+      const V above = v[k];
+      v[2 * k + 1] = fraction[d] * above;
+      v[2 * k] = above - v[2 * k + 1];
+    }
+}
 
-// Value, first derivatives and mixed second derivatives of the interpolant with respect to the fractions.
-template <int D, class V> struct Taylor {
-  V value, first[D], mixed[D][D];  // mixed[a][b] for a < b; the interpolant is linear along each axis
-};
-
-template <int D, bool SECOND, class V, class T> PF_INLINE Taylor<D, V> differentiate(V* v, const T* fraction) {
-  V first[D][1 << D], mixed[D][D][1 << D];
-  for (int d = 0; d < D; ++d) {
+// Corner gradients (2^D) from that of the features, v[0], and the Jacobian's, (F, D)
+template <int D, int F, class T> PF_INLINE void share_out_jacobian(Vec<T, F>* v, const T* fraction, const T* slope, const T* jacobian) {
+  Vec<T, F> j[D][1 << D];
+  for (int d = 0; d < D; ++d)
+    for (int f = 0; f < F; ++f) j[d][0][f] = slope[d] * jacobian[f * D + d];
+  for (int d = D - 1; d >= 0; --d) {
     const T f = fraction[d];
-    for (int k = 0; k < 1 << (D - 1 - d); ++k) {
-      for (int a = 0; a < d; ++a) {
-        if (SECOND) {
-          for (int b = a + 1; b < d; ++b) mixed[a][b][k] = mixed[a][b][2 * k] + f * (mixed[a][b][2 * k + 1] - mixed[a][b][2 * k]);
-          mixed[a][d][k] = first[a][2 * k + 1] - first[a][2 * k];
-        }
-        first[a][k] = first[a][2 * k] + f * (first[a][2 * k + 1] - first[a][2 * k]);
-      }
-      first[d][k] = v[2 * k + 1] - v[2 * k];
-      v[k] = v[2 * k] + f * first[d][k];
-    }
-  }
-  Taylor<D, V> t;
-  t.value = v[0];
-  for (int a = 0; a < D; ++a) {
-    t.first[a] = first[a][0];
-    if (SECOND)
-      for (int b = a + 1; b < D; ++b) t.mixed[a][b] = mixed[a][b][0];
-  }
-  return t;
-}
-
-// d cell coordinate / d x: the resolution inside, 0 where the point is clamped
-template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resolution, T* s) {
-  for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);
-}
-
-template <int D, int F, class T, class H>
-void forward_with_gradient(const T* points, const H* table, const Level* levels, T* features, T* jacobian, int64_t n, int level_count) {
-  const int64_t stride = int64_t(level_count) * F;
-  for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
-    for (int i = 0; i < tile.count; ++i) {
-      Vec<T, F> v[1 << D];
-      T fraction[D], slope[D];
-      for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
-      slopes<D>(points + (first + i) * D, levels[l].resolution, slope);
-      corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
-      const auto t = differentiate<D, false>(v, fraction);
-      const int64_t at = (first + i) * stride + l * F;
-      write(features + at, t.value);
-      for (int d = 0; d < D; ++d) {
-        const Vec<T, F> scaled = slope[d] * t.first[d];
-        for (int f = 0; f < F; ++f) jacobian[(at + f) * D + d] = scaled[f];
+    for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
+      const Vec<T, F> above = v[k], high = f * above, change = j[d][k];
+      v[2 * k + 1] = high + change;
+      v[2 * k] = above - high - change;
+      for (int e = 0; e < d; ++e) {
+        const Vec<T, F> other = j[e][k], part = f * other;
+        j[e][2 * k + 1] = part;
+        j[e][2 * k] = other - part;
       }
     }
-  });
+  }
 }
 
-// Gradient to the points, from the features' gradient and (SECOND) the Jacobian's.
-template <int D, int F, bool SECOND, class T, class H>
-void backward_points(const T* points, const H* table, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_points,
-                     int64_t n, int level_count) {
-  const int64_t stride = int64_t(level_count) * F;
-  for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
-    for (int i = 0; i < tile.count; ++i) {
-      Vec<T, F> v[1 << D];
-      T fraction[D], slope[D], *total = grad_points + (first + i) * D;
-      for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
-      slopes<D>(points + (first + i) * D, levels[l].resolution, slope);
-      corner_values<D, F>(tile, table + levels[l].offset * F, i, v);
-      const auto t = differentiate<D, SECOND>(v, fraction);
-      const int64_t at = (first + i) * stride + l * F;
-      const Vec<T, F> g = read<Vec<T, F>>(grad_features + at);
-      for (int d = 0; d < D; ++d) {
-        Vec<T, F> s = g * t.first[d];
-        if (SECOND)
-          for (int e = 0; e < D; ++e) {
-            if (e == d) continue;
-            T column[F];
-            for (int f = 0; f < F; ++f) column[f] = slope[e] * grad_jacobian[(at + f) * D + e];
-            s += read<Vec<T, F>>(column) * t.mixed[d < e ? d : e][d < e ? e : d];
+#if PF_CUDA
+template <int D, int W, class T, class H>
+PF_INLINE void encode_item(const T* point, const H* entries, const Level& level, T* features, int width) {
+  const Place<D, T> at = place<D>(level, point);
+  for (int w = 0; w < width; w += W) {
+    Vec<T, W> v[1 << D];
+    corner_values<D, W>(at, entries, width, w, v);
+    interpolate<D>(v, at.fraction);
+    write(features + w, v[0]);
+  }
+}
+
+template <class T, int W> PF_INLINE void add_atomically(T* p, const Vec<T, W>& v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (std::is_same_v<T, float> && W == 2) {
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(v.x[0]), "f"(v.x[1]) : "memory");
+    return;
+  }
+  if constexpr (std::is_same_v<T, float> && W == 4) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x[0]), "f"(v.x[1]), "f"(v.x[2]), "f"(v.x[3]) : "memory");
+    return;
+  }
+#endif
+  for (int f = 0; f < W; ++f) atomicAdd(p + f, v.x[f]);
+}
+
+// All lanes of a warp: consecutive points, each at its level; those with `active` false have nothing to add.
+template <int D, int W, class T>
+PF_INLINE void scatter_item(const T* points, int64_t point, bool active, const Level* levels, int l, const T* gradient, const T* jacobian, T* grad_table,
+                            int width) {
+  constexpr uint32_t WARP = 0xffffffffu;
+  const int lane = lane_number();
+  const Place<D, T> at = place<D>(levels[l], points + point * D);
+  T* entries = grad_table + levels[l].offset * width;
+  T slope[D];
+  if (jacobian) slopes<D>(points + point * D, levels[l].resolution, slope);
+  // Runs: lanes in the cell of the lane before. Of the same level, and at all corners, for a hash may collide in one.
+  bool same = __shfl_up_sync(WARP, l, 1) == l && lane > 0;
+  for (int c = 0; c < 1 << D; ++c) same = (__shfl_up_sync(WARP, at.index[c], 1) == at.index[c]) && same;
+  const uint32_t starts = __ballot_sync(WARP, !same);
+  const uint32_t behind = lane == 31 ? 0u : starts >> (lane + 1);
+  const int last = behind ? lane + __ffs(int(behind)) - 1 : 31;  // of this lane's run
+  const bool together = __popc(starts) * 3 < 32;
+  for (int w = 0; w < width; w += W) {
+    Vec<T, W> v[1 << D] = {};
+    if (active) {
+      v[0] = fetch<W>(gradient + w);
+      if (jacobian) share_out_jacobian<D, W>(v, at.fraction, slope, jacobian + w * D);
+      else share_out<D>(v, at.fraction);
+    }
+    if (together)
+      for (int step = 1; step < 32; step *= 2)
+        for (int c = 0; c < 1 << D; ++c)
+          for (int f = 0; f < W; ++f) {
+            const T other = __shfl_down_sync(WARP, v[c].x[f], step);
+            if (lane + step <= last) v[c].x[f] += other;
           }
-        T sum = 0;
-        for (int f = 0; f < F; ++f) sum += s[f];
-        // Not 0 * sum outside: a NaN or infinite feature is no business of a clamped point.
-        const T share = slope[d] > T(0) ? slope[d] * sum : T(0);
-        total[d] = l == 0 ? share : total[d] + share;
-      }
-    }
-  });
+    if (active && (!together || !same))
+      for (int c = 0; c < 1 << D; ++c) add_atomically(entries + width * int64_t(at.index[c]) + w, v[c]);
+  }
 }
+
+#else
 
 // ---- gradient to the table --------------------------------------------------------------------------------------------
 
@@ -114,14 +118,9 @@ template <int D, int F, class T> PF_INLINE void scatter_each(const Tile<D, T>& t
   for (int i = 0; i < tile.count; ++i) {
     Vec<T, F> v[1 << D];
     v[0] = read<Vec<T, F>>(gradient + i * F);
-    for (int d = D - 1; d >= 0; --d) {
-      const T f = tile.fraction[d][i];
-      for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
-        const Vec<T, F> above = v[k];
-        v[2 * k + 1] = f * above;
-        v[2 * k] = above - v[2 * k + 1];
-      }
-    }
+    T fraction[D];
+    for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
+    share_out<D>(v, fraction);
     for (int c = 0; c < 1 << D; ++c) {
       T* p = table + F * int64_t(tile.index[c][i]);
       write(p, read<Vec<T, F>>(p) + v[c]);
@@ -181,28 +180,12 @@ template <int D, int F, class T> PF_INLINE void scatter_runs(const Tile<D, T>& t
 template <int D, int F, class T>
 PF_INLINE void scatter_with_jacobian(const Tile<D, T>& tile, const T* points, int64_t resolution, const T* gradient, const T* jacobian, T* table) {
   for (int i = 0; i < tile.count; ++i) {
-    Vec<T, F> v[1 << D], j[D][1 << D];
-    T slope[D];
+    Vec<T, F> v[1 << D];
+    T fraction[D], slope[D];
+    for (int d = 0; d < D; ++d) fraction[d] = tile.fraction[d][i];
     slopes<D>(points + i * D, resolution, slope);
     v[0] = read<Vec<T, F>>(gradient + i * F);
-    for (int d = 0; d < D; ++d) {
-      T column[F];
-      for (int f = 0; f < F; ++f) column[f] = slope[d] * jacobian[(i * F + f) * D + d];
-      j[d][0] = read<Vec<T, F>>(column);
-    }
-    for (int d = D - 1; d >= 0; --d) {
-      const T f = tile.fraction[d][i];
-      for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
-        const Vec<T, F> above = v[k], high = f * above, change = j[d][k];
-        v[2 * k + 1] = high + change;
-        v[2 * k] = above - high - change;
-        for (int e = 0; e < d; ++e) {
-          const Vec<T, F> other = j[e][k], part = f * other;
-          j[e][2 * k + 1] = part;
-          j[e][2 * k] = other - part;
-        }
-      }
-    }
+    share_out_jacobian<D, F>(v, fraction, slope, jacobian + i * F * D);
     for (int c = 0; c < 1 << D; ++c) {
       T* p = table + F * int64_t(tile.index[c][i]);
       write(p, read<Vec<T, F>>(p) + v[c]);
@@ -268,71 +251,69 @@ void backward_table_by_level(const T* points, const Level* levels, const T* grad
   scatter_levels<D, F>(points, columns, levels, level_count, grad_features, (const T*)nullptr, n, stride, grad_table, n);
 }
 
-// ---- entry points: the template arguments from numbers ----------------------------------------------------------------
-
-template <class Call> void dispatch(int dimensions, int features, Call call) {
-  auto with = [&](auto d) {
-    if (features == 1) call(d, std::integral_constant<int, 1>());
-    if (features == 2) call(d, std::integral_constant<int, 2>());
-    if (features == 4) call(d, std::integral_constant<int, 4>());
-    if (features == 8) call(d, std::integral_constant<int, 8>());
-  };
-  if (dimensions == 2) with(std::integral_constant<int, 2>());
-  if (dimensions == 3) with(std::integral_constant<int, 3>());
-}
-
-template <class T, class H>
-void hash_encode(const T* points, const H* table, const int64_t* levels, T* features, int64_t n, int dimensions, int level_count, int width) {
-  dispatch(dimensions, width, [=](auto d, auto f) { encode<d, f>(points, table, (const Level*)levels, level_count, features, int64_t(level_count) * f, f, n); });
-}
-
-template <class T, class H>
-void hash_encode_with_gradient(const T* points, const H* table, const int64_t* levels, T* features, T* jacobian, int64_t n, int dimensions,
-                               int level_count, int width) {
-  dispatch(dimensions, width, [=](auto d, auto f) {
-    forward_with_gradient<d, f>(points, table, (const Level*)levels, features, jacobian, n, level_count);
-  });
-}
-
-template <class T, class H>
-void hash_encode_backward_points(const T* points, const H* table, const int64_t* levels, const T* grad_features, const T* grad_jacobian,
-                                 T* grad_points, int64_t n, int dimensions, int level_count, int width) {
-  dispatch(dimensions, width, [=](auto d, auto f) {
-    if (grad_jacobian) backward_points<d, f, true>(points, table, (const Level*)levels, grad_features, grad_jacobian, grad_points, n, level_count);
-    else backward_points<d, f, false>(points, table, (const Level*)levels, grad_features, grad_jacobian, grad_points, n, level_count);
-  });
-}
-
-template <class T>
-void hash_encode_backward_table(const T* points, const int64_t* levels, const T* grad_features, const T* grad_jacobian, T* grad_table, int64_t n,
-                                int dimensions, int level_count, int width) {
-  dispatch(dimensions, width, [=](auto d, auto f) {
-    if (grad_jacobian) backward_table<d, f, true>(points, (const Level*)levels, grad_features, grad_jacobian, grad_table, n, level_count);
-    else backward_table<d, f, false>(points, (const Level*)levels, grad_features, grad_jacobian, grad_table, n, level_count);
-  });
-}
-
-template <class T>
-void hash_encode_backward_levels(const T* points, const int64_t* levels, const T* grad_features, T* grad_table, int64_t n, int dimensions, int level_count,
-                                 int width) {
-  dispatch(dimensions, width, [=](auto d, auto f) { backward_table_by_level<d, f>(points, (const Level*)levels, grad_features, grad_table, n, level_count); });
-}
-
-#define PF_HASH_OPS(suffix, T, H)                                                                \
-  POLYFIELD_OP("hash_encode_" suffix, hash_encode<T, H>)                                         \
-  POLYFIELD_OP("hash_encode_with_gradient_" suffix, hash_encode_with_gradient<T, H>)             \
-  POLYFIELD_OP("hash_encode_backward_points_" suffix, hash_encode_backward_points<T, H>)
-PF_HASH_OPS("f32", float, float)
-PF_HASH_OPS("f64", double, double)
-PF_HASH_OPS("bf16", float, BFloat16)
-PF_HASH_OPS("f16", float, Float16)
-#undef PF_HASH_OPS
-POLYFIELD_OP("hash_encode_backward_levels_f32", hash_encode_backward_levels<float>)
-POLYFIELD_OP("hash_encode_backward_levels_f64", hash_encode_backward_levels<double>)
-POLYFIELD_OP("hash_encode_backward_table_f32", hash_encode_backward_table<float>)
-POLYFIELD_OP("hash_encode_backward_table_f64", hash_encode_backward_table<double>)
-
 #endif
 
 }  // namespace
+
+// ---- entry points: items are points times levels, but for the gradient to the points -----------------------------------
+
+template <class T, class H>
+void hash_encode(const T* points, const H* table, const int64_t* levels_, T* features, Threads<> items, int dimensions, int level_count, int width) {
+  const Level* levels = (const Level*)levels_;
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+    constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
+#if PF_CUDA
+    for_each(items, [=](int64_t i) {
+      const Level& level = levels[i % level_count];
+      encode_item<D, F>(points + i / level_count * D, table + level.offset * width, level, features + i * width, width);
+    });
+#else
+    encode<D, F>(points, table, levels, level_count, features, int64_t(level_count) * F, F, items / level_count);
+#endif
+  });
+}
+
+template <class T>
+void hash_encode_backward_table(const T* points, const int64_t* levels_, const T* grad_features, const T* grad_jacobian, T* grad_table, Threads<> items,
+                                int dimensions, int level_count, int width) {
+  const Level* levels = (const Level*)levels_;
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+    constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
+#if PF_CUDA
+    const int64_t n = items.count / level_count, i = int64_t(blockIdx.x) * Threads<>::BLOCK + int(threadIdx.x);
+    const bool active = i < items.count;
+    const int l = active ? int(i / n) : level_count - 1;
+    const int64_t point = active ? i % n : n - 1, row = (point * level_count + l) * width;
+    scatter_item<D, F>(points, point, active, levels, l, grad_features + row, grad_jacobian ? grad_jacobian + row * D : nullptr, grad_table, width);
+#else
+    const int64_t n = items / level_count;
+    if (grad_jacobian) backward_table<D, F, true>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
+    else backward_table<D, F, false>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
+#endif
+  });
+}
+
+POLYFIELD_OP(hash_encode_f32, hash_encode<float, float>)
+POLYFIELD_OP(hash_encode_f64, hash_encode<double, double>)
+POLYFIELD_OP(hash_encode_bf16, hash_encode<float, BFloat16>)
+POLYFIELD_OP(hash_encode_f16, hash_encode<float, Float16>)
+POLYFIELD_OP(hash_encode_backward_table_f32, hash_encode_backward_table<float>)
+POLYFIELD_OP(hash_encode_backward_table_f64, hash_encode_backward_table<double>)
+
+#if !PF_CUDA
+
+// Gradients that lie level by level already, (L, n, F), as the radiance kernel leaves them
+template <class T>
+void hash_encode_backward_levels(const T* points, const int64_t* levels, const T* grad_features, T* grad_table, Threads<> items, int dimensions,
+                                 int level_count, int width) {
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+    constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
+    backward_table_by_level<D, F>(points, (const Level*)levels, grad_features, grad_table, items / level_count, level_count);
+  });
+}
+POLYFIELD_OP(hash_encode_backward_levels_f32, hash_encode_backward_levels<float>)
+POLYFIELD_OP(hash_encode_backward_levels_f64, hash_encode_backward_levels<double>)
+
+#endif
+
 }  // namespace polyfield

@@ -6,14 +6,15 @@
 // geometric, then linear again), so that empty space is left by one jump to the first k past an empty box. The
 // trick: boxes come from a map of distances between bricks, 16 rays march in lanes, a lane whose ray has ended
 // takes the next ray, and what is kept of a ray are runs [k0, k1) which a second pass expands to samples.
-// Boxes are left a few rounding errors early, so that the result equals testing every k.
-#include <algorithm>
-#include <vector>
-
+// Boxes are left a few rounding errors early, so that the result equals testing every k. In CUDA a thread marches a ray, and
+// a warp expands its runs.
 #include "lane_math.h"
 #include "lane_pack.h"
 #include "op.h"
-#include "parallel.h"
+#if !PF_CUDA
+#include <algorithm>
+#include <vector>
+#endif
 
 namespace polyfield {
 
@@ -22,16 +23,20 @@ constexpr float NEVER = 1e30f;
 // The sequence of a ray in units of steps u: t(u) is linear below t1 = step / cone, geometric up to t2 = longest / cone,
 // and linear again; u(t) is its inverse. t(u + 1) = t(u) + clamp(t(u) cone, step, longest), but for the one step across t1 or t2.
 struct Steps {
-  float step, inverse_step, cone, longest, inverse_longest, t1, u1, t2, u2, log2_growth, inverse_log2_growth;
-  Steps(float step_, float cone_, float longest_) : step(step_), inverse_step(1 / step_), cone(cone_), longest(longest_) {
-    inverse_longest = 1 / longest;
-    log2_growth = float(std::log2(1.0 + double(cone)));
+  float step, inverse_step, cone, longest, inverse_longest, log2_growth, inverse_log2_growth, t1, u1, t2, u2;
+  // log2_growth = log2(1 + cone), log2_range = log2(longest / step)
+  PF_INLINE Steps(float step_, float cone_, float longest_, float log2_growth_, float log2_range)
+      : step(step_), inverse_step(1 / step_), cone(cone_), longest(longest_), inverse_longest(1 / longest_), log2_growth(log2_growth_) {
     inverse_log2_growth = cone > 0 ? 1 / log2_growth : 0;
     t1 = cone > 0 ? step / cone : NEVER;
     t2 = cone > 0 ? longest / cone : NEVER;
     u1 = t1 * inverse_step;
-    u2 = u1 + float(std::log2(double(longest) / double(step))) * inverse_log2_growth;
+    u2 = u1 + log2_range * inverse_log2_growth;
   }
+#if !PF_CUDA
+  Steps(float step_, float cone_, float longest_)
+      : Steps(step_, cone_, longest_, float(std::log2(1.0 + double(cone_))), float(std::log2(double(longest_) / double(step_)))) {}
+#endif
 };
 
 template <class R> PF_INLINE R step_at(const Steps& s, R t) { return min(max(t * R(s.cone), R(s.step)), R(s.longest)); }
@@ -46,8 +51,6 @@ struct Grid {
         cascades(cascades_), half(half_), to_cells(resolution_ / (2 * half_)) {}
 };
 
-#if !PF_CUDA
-
 PF_INLINE Lane<float> time_of(const Steps& s, Lane<float> u) {
   using F = Lane<float>;
   const F geometric = F(s.t1) * exp2_lanes((u - F(s.u1)) * F(s.log2_growth));
@@ -60,15 +63,6 @@ PF_INLINE Lane<float> unit_of(const Steps& s, Lane<float> t) {
 }
 
 // ---- rays, clipped and put into units of cells ------------------------------------------------------------------
-constexpr int TILE = 512;
-enum Field { OX, OY, OZ, DX, DY, DZ, IX, IY, IZ, BX, BY, BZ, START, SLACK, END, FIELDS };
-
-// Rays of a tile that meet the outermost cube, one after the other.
-struct Tile {
-  float f[FIELDS][TILE + LANES];
-  int32_t ray[TILE + LANES];
-};
-
 // The clipped start of a ray, and its end, as the number of intervals whose middle lies before it.
 //   start: t of interval 0 (cone: its u).   slack: rounding errors of t along the ray.
 template <bool CONE> PF_INLINE void clip(const Steps& s, const Grid& grid, Lane<float> near, Lane<float> far, Lane<float> jitter,
@@ -101,77 +95,50 @@ PF_INLINE Lane<float> safe_inverse(Lane<float> d) {
   return select(abs(d) < F(1e-15f), F(NEVER), F(1.0f) / d);
 }
 
-template <bool CONE> int load_tile(Tile& tile, const Steps& s, const Grid& grid, const float* origins, const float* directions,
-                                   const float* near, const float* far, const float* jitter, int64_t begin, int64_t end) {
+// What a lane knows of its ray, and its place k in the sequence.
+// An axis is left at (low + (inverse > 0 ? width : 0)) * inverse + b, where b = (bias - o) * inverse.
+struct March {
+  Lane<float> o[3], d[3], inverse[3], b[3], start, slack, end, k;
+};
+
+// Origin and direction in the world -> the ray in cells; returns whether it meets the grid at all.
+template <bool CONE> PF_INLINE Mask<float> set_out(March& m, const Steps& s, const Grid& grid, const Lane<float>* origin, const Lane<float>* direction,
+                                                   Lane<float> near, Lane<float> far, Lane<float> jitter) {
   using F = Lane<float>;
   const F extent(float(grid.resolution) * float(1 << (grid.cascades - 1)));
-  int hits = 0;
-  for (int64_t r = begin; r < end; r += LANES) {
-    const int n = int(end - r < LANES ? end - r : LANES);
-    F o[3], d[3], inverse[3], b[3], start, slack, count;
-    for (int a = 0; a < 3; ++a) {
-      o[a] = load_strided(origins + 3 * r + a, 3, n) * F(grid.to_cells);
-      d[a] = load_strided(directions + 3 * r + a, 3, n) * F(grid.to_cells);
-      inverse[a] = safe_inverse(d[a]);
-    }
-    Mask<float> hit;
-    clip<CONE>(s, grid, load_n(near + r, n), load_n(far + r, n), jitter ? load_n(jitter + r, n) : F(0.0f), o, inverse, start, slack, count, hit);
-    const F all = o[0] + o[1] + o[2] + d[0] + d[1] + d[2] + start;
-    hit = hit & (all - all == F(0.0f));  // finite
-    for (int a = 0; a < 3; ++a) {
-      const auto parallel = inverse[a] == F(NEVER);
-      const F bias = F(5e-7f) * max(abs(o[a]), extent);
-      b[a] = select(parallel, F(NEVER), (select(inverse[a] > F(0.0f), -bias, bias) - o[a]) * inverse[a]);
-      inverse[a] = select(parallel, F(0.0f), inverse[a]);
-    }
-    const uint32_t chosen = bits(hit & first<float>(n));
-    for (int a = 0; a < 3; ++a) {
-      compress(tile.f[OX + a] + hits, o[a], chosen);
-      compress(tile.f[DX + a] + hits, d[a], chosen);
-      compress(tile.f[IX + a] + hits, inverse[a], chosen);
-      compress(tile.f[BX + a] + hits, b[a], chosen);
-    }
-    compress(tile.f[START] + hits, start, chosen);
-    compress(tile.f[SLACK] + hits, slack, chosen);
-    compress(tile.f[END] + hits, count, chosen);
-    compress(tile.ray + hits, Lane<int32_t>(int32_t(r)) + iota<int32_t>(), chosen);
-    hits += __builtin_popcount(chosen);
+  for (int a = 0; a < 3; ++a) {
+    m.o[a] = origin[a] * F(grid.to_cells);
+    m.d[a] = direction[a] * F(grid.to_cells);
+    m.inverse[a] = safe_inverse(m.d[a]);
   }
-  return hits;
+  Mask<float> hit(false);
+  clip<CONE>(s, grid, near, far, jitter, m.o, m.inverse, m.start, m.slack, m.end, hit);
+  const F all = m.o[0] + m.o[1] + m.o[2] + m.d[0] + m.d[1] + m.d[2] + m.start;
+  hit = hit & (all - all == F(0.0f));  // finite
+  for (int a = 0; a < 3; ++a) {
+    const auto parallel = m.inverse[a] == F(NEVER);
+    const F bias = F(5e-7f) * max(abs(m.o[a]), extent);
+    m.b[a] = select(parallel, F(NEVER), (select(m.inverse[a] > F(0.0f), -bias, bias) - m.o[a]) * m.inverse[a]);
+    m.inverse[a] = select(parallel, F(0.0f), m.inverse[a]);
+  }
+  m.k = F(0.0f);
+  return hit;
 }
 
 // ---- one jump per lane ------------------------------------------------------------------------------------------
-struct Run { int32_t ray, k0, k1; };
-
-// What a lane knows of its ray, its place k in the sequence, and where the run of samples began that it is in (-1: none).
-// An axis is left at (low + (inverse > 0 ? width : 0)) * inverse + b, where b = (bias - o) * inverse.
-struct March {
-  Lane<float> o[3], d[3], inverse[3], b[3], start, slack, end, k, run;
-  Lane<int32_t> ray;
-
-  PF_INLINE void refill(const Tile& tile, uint32_t chosen, int next) {
-    for (int a = 0; a < 3; ++a) {
-      o[a] = expand(o[a], chosen, tile.f[OX + a] + next);
-      d[a] = expand(d[a], chosen, tile.f[DX + a] + next);
-      inverse[a] = expand(inverse[a], chosen, tile.f[IX + a] + next);
-      b[a] = expand(b[a], chosen, tile.f[BX + a] + next);
-    }
-    start = expand(start, chosen, tile.f[START] + next);
-    slack = expand(slack, chosen, tile.f[SLACK] + next);
-    end = expand(end, chosen, tile.f[END] + next);
-    ray = expand(ray, chosen, tile.ray + next);
-  }
-};
-
 PF_INLINE Lane<int32_t> gather_bytes(const uint8_t* p, Lane<int32_t> index) {  // reads three bytes more
 #if defined(__AVX512F__) && POLYFIELD_LANES == 16
   return Lane<int32_t>((Lane<int32_t>::V)_mm512_i32gather_epi32((__m512i)index.v, p, 1)) & Lane<int32_t>(0xff);
 #elif defined(__AVX2__) && POLYFIELD_LANES == 8
   return Lane<int32_t>((Lane<int32_t>::V)_mm256_i32gather_epi32((const int*)p, (__m256i)index.v, 1)) & Lane<int32_t>(0xff);
 #else
+#if PF_CUDA
+  return p[index];
+#else
   Lane<int32_t> r;
   for (int i = 0; i < LANES; ++i) r.v[i] = p[index.v[i]];
   return r;
+#endif
 #endif
 }
 
@@ -240,11 +207,182 @@ PF_INLINE Lane<float> jump(const March& m, const Steps& s, const Grid& grid, Mas
   }
   return min(max(k, m.k + F(1.0f)), m.end);
 }
-// ---- a tile of rays ---------------------------------------------------------------------------------------------
+
+// The intervals [t0, t1) of an entry k in the sequence.
+PF_INLINE void interval(const Steps& s, bool cone, Lane<float> start, Lane<float> k, Lane<float>& t0, Lane<float>& t1) {
+  using F = Lane<float>;
+  if (cone) {
+    t0 = time_of(s, start + k);
+    t1 = t0 + step_at(s, t0);
+  } else {
+    t0 = start + k * F(s.step);
+    t1 = start + (k + F(1.0f)) * F(s.step);
+  }
+}
+
+#if PF_CUDA
+
+// ---- one thread marches a ray -----------------------------------------------------------------------------------
+constexpr int RUNS = 8;  // of each ray are kept between the passes; if there are more, the second marches on from there
+
+struct Rays {
+  const float *origins, *directions, *near, *far, *jitter;
+};
+
+// f(k0, k1) for each run of samples from m.k on, until it says no.
+template <bool CONE, bool CASCADES, class F> PF_INLINE void march_ray(March& m, const Steps& s, const Grid& grid, F f) {
+  float run = -1;
+  while (m.k < m.end) {
+    bool occupied;
+    const float k = jump<CONE, CASCADES>(m, s, grid, occupied);
+    if (occupied && run < 0) run = m.k;
+    if (!occupied && run >= 0) {
+      if (!f(int(run), int(m.k))) return;
+      run = -1;
+    }
+    m.k = k;
+  }
+  if (run >= 0) f(int(run), int(m.end));
+}
+template <class F> PF_INLINE void march_ray(const Rays& rays, const Steps& s, const Grid& grid, int64_t r, float k, float& start, F f) {
+  float o[3], d[3];
+  for (int a = 0; a < 3; ++a) o[a] = rays.origins[3 * r + a], d[a] = rays.directions[3 * r + a];
+  const float near = rays.near[r], far = rays.far[r], jitter = rays.jitter ? rays.jitter[r] : 0.0f;
+  March m;
+  if (!(s.cone > 0 ? set_out<true>(m, s, grid, o, d, near, far, jitter) : set_out<false>(m, s, grid, o, d, near, far, jitter))) return;
+  m.k = k;
+  start = m.start;
+  if (s.cone > 0) {
+    if (grid.cascades > 1) march_ray<true, true>(m, s, grid, f);
+    else march_ray<true, false>(m, s, grid, f);
+  } else {
+    if (grid.cascades > 1) march_ray<false, true>(m, s, grid, f);
+    else march_ray<false, false>(m, s, grid, f);
+  }
+}
+
+// First pass: how many samples each ray has, where its sequence starts, and its first runs (R, RUNS, 2).
+void march_grid_runs(const float* origins, const float* directions, const float* near, const float* far, const float* jitter, const int64_t* bits_,
+                     const uint8_t* states, Threads<128> rays, int resolution, int cascades, float half, float step, float cone, float longest,
+                     float log2_growth, float log2_range, int max_samples, int32_t* counts, float* starts, int32_t* runs) {
+  for_each(rays, [=](int64_t r) {
+    const Grid grid(bits_, states, resolution, cascades, half);
+    const Steps s(step, cone, longest, log2_growth, log2_range);
+    int32_t count = 0, found = 0;
+    float start = 0;
+    march_ray({origins, directions, near, far, jitter}, s, grid, r, 0.0f, start, [&](int k0, int k1) {
+      if (max_samples && k1 - k0 > max_samples - count) k1 = k0 + max_samples - count;
+      if (found < RUNS) {
+        runs[2 * (RUNS * r + found)] = k0;
+        runs[2 * (RUNS * r + found) + 1] = k1;
+      }
+      ++found;
+      count += k1 - k0;
+      return !max_samples || count < max_samples;
+    });
+    counts[r] = count;
+    starts[r] = start;
+  });
+}
+
+// Second pass: a warp writes the samples of a ray.
+void march_grid_samples(const float* origins, const float* directions, const float* near, const float* far, const float* jitter, const int64_t* bits_,
+                        const uint8_t* states, Warps<> rays, int resolution, int cascades, float half, float step, float cone, float longest,
+                        float log2_growth, float log2_range, const int32_t* ray_offsets, const float* starts, const int32_t* runs, float* t_starts, float* t_ends, int32_t* ray_indices) {
+  for_each(rays, [=](int64_t r) {
+    const Steps s(step, cone, longest, log2_growth, log2_range);
+    int32_t at = ray_offsets[r], last = ray_offsets[r + 1], k = 0;
+    float start = starts[r];
+    const auto write = [&](int k0, int k1) {
+      if (k1 - k0 > last - at) k1 = k0 + last - at;
+      for (int j = lane_number(); j < k1 - k0; j += GROUP) {
+        float t0, t1;
+        interval(s, cone > 0, start, float(k0 + j), t0, t1);
+        t_starts[at + j] = t0;
+        t_ends[at + j] = t1;
+        ray_indices[at + j] = int32_t(r);
+      }
+      at += k1 - k0;
+      return at < last;
+    };
+    for (int i = 0; i < RUNS && at < last; ++i) {
+      const int32_t* run = runs + 2 * (RUNS * r + i);
+      k = run[1];
+      write(run[0], k);
+    }
+    if (at < last) {
+      const Grid grid(bits_, states, resolution, cascades, half);
+      march_ray({origins, directions, near, far, jitter}, s, grid, r, float(k), start, write);
+    }
+  });
+}
+
+POLYFIELD_OP(march_grid_runs, march_grid_runs)
+POLYFIELD_OP(march_grid_samples, march_grid_samples)
+
+#else
+
+// ---- tiles of rays ----------------------------------------------------------------------------------------------
+constexpr int TILE = 512;
+enum Field { OX, OY, OZ, DX, DY, DZ, IX, IY, IZ, BX, BY, BZ, START, SLACK, END, FIELDS };
+
+// Rays of a tile that meet the outermost cube, one after the other.
+struct Tile {
+  float f[FIELDS][TILE + LANES];
+  int32_t ray[TILE + LANES];
+};
+
+template <bool CONE> int load_tile(Tile& tile, const Steps& s, const Grid& grid, const float* origins, const float* directions,
+                                   const float* near, const float* far, const float* jitter, int64_t begin, int64_t end) {
+  using F = Lane<float>;
+  int hits = 0;
+  for (int64_t r = begin; r < end; r += LANES) {
+    const int n = int(end - r < LANES ? end - r : LANES);
+    F o[3], d[3];
+    for (int a = 0; a < 3; ++a) o[a] = load_strided(origins + 3 * r + a, 3, n), d[a] = load_strided(directions + 3 * r + a, 3, n);
+    March m;
+    const Mask<float> hit = set_out<CONE>(m, s, grid, o, d, load_n(near + r, n), load_n(far + r, n), jitter ? load_n(jitter + r, n) : F(0.0f));
+    const uint32_t chosen = bits(hit & first<float>(n));
+    for (int a = 0; a < 3; ++a) {
+      compress(tile.f[OX + a] + hits, m.o[a], chosen);
+      compress(tile.f[DX + a] + hits, m.d[a], chosen);
+      compress(tile.f[IX + a] + hits, m.inverse[a], chosen);
+      compress(tile.f[BX + a] + hits, m.b[a], chosen);
+    }
+    compress(tile.f[START] + hits, m.start, chosen);
+    compress(tile.f[SLACK] + hits, m.slack, chosen);
+    compress(tile.f[END] + hits, m.end, chosen);
+    compress(tile.ray + hits, Lane<int32_t>(int32_t(r)) + iota<int32_t>(), chosen);
+    hits += __builtin_popcount(chosen);
+  }
+  return hits;
+}
+
+struct Run { int32_t ray, k0, k1; };
+
+// Lanes, the rays that they march, and where the runs of samples began that they are in (-1: none).
+struct Marchers : March {
+  Lane<float> run;
+  Lane<int32_t> ray;
+
+  PF_INLINE void refill(const Tile& tile, uint32_t chosen, int next) {
+    for (int a = 0; a < 3; ++a) {
+      o[a] = expand(o[a], chosen, tile.f[OX + a] + next);
+      d[a] = expand(d[a], chosen, tile.f[DX + a] + next);
+      inverse[a] = expand(inverse[a], chosen, tile.f[IX + a] + next);
+      b[a] = expand(b[a], chosen, tile.f[BX + a] + next);
+    }
+    start = expand(start, chosen, tile.f[START] + next);
+    slack = expand(slack, chosen, tile.f[SLACK] + next);
+    end = expand(end, chosen, tile.f[END] + next);
+    ray = expand(ray, chosen, tile.ray + next);
+  }
+};
+
 template <bool CONE, bool CASCADES>
 void march_tile(const Tile& tile, int hits, const Steps& s, const Grid& grid, int64_t max_samples, int32_t* counts, std::vector<Run>& runs) {
   using F = Lane<float>;
-  March m{};
+  Marchers m{};
   m.k = m.end = F(0.0f);
   m.run = F(-1.0f);
   int next = 0;
@@ -362,13 +500,7 @@ void march_grid_write(const int32_t* ray_offsets, float* t_starts, float* t_ends
       F k = F(float(run.k0)) + iota<float>();
       for (int j = 0; j < n; j += LANES) {
         F t0, t1;
-        if (kept.cone) {
-          t0 = time_of(s, start + k);
-          t1 = t0 + step_at(s, t0);
-        } else {
-          t0 = start + k * F(s.step);
-          t1 = start + (k + F(1.0f)) * F(s.step);
-        }
+        interval(s, kept.cone, start, k, t0, t1);
         store_n(t_starts + at + j, t0, n - j);
         store_n(t_ends + at + j, t1, n - j);
         store_n(ray_indices + at + j, Lane<int32_t>(run.ray), n - j);
@@ -484,10 +616,10 @@ void march_grid_scalar_write(const int32_t* ray_offsets, float* t_starts, float*
   });
 }
 
-POLYFIELD_OP("march_grid", march_grid)
-POLYFIELD_OP("march_grid_write", march_grid_write)
-POLYFIELD_OP("march_grid_scalar", march_grid_scalar)
-POLYFIELD_OP("march_grid_scalar_write", march_grid_scalar_write)
+POLYFIELD_OP(march_grid, march_grid)
+POLYFIELD_OP(march_grid_write, march_grid_write)
+POLYFIELD_OP(march_grid_scalar, march_grid_scalar)
+POLYFIELD_OP(march_grid_scalar_write, march_grid_scalar_write)
 
 #endif
 

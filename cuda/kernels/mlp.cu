@@ -10,10 +10,10 @@
 
 namespace polyfield {
 
-POLYFIELD_OP("mlp_f32", mlp_forward<Plain<float>>)
-POLYFIELD_OP("mlp_f64", mlp_forward<Plain<double>>)
-POLYFIELD_OP("mlp_backward_f32", mlp_backward<Plain<float>>)
-POLYFIELD_OP("mlp_backward_f64", mlp_backward<Plain<double>>)
+POLYFIELD_OP(mlp_f32, mlp_forward<Plain<float>>)
+POLYFIELD_OP(mlp_f64, mlp_forward<Plain<double>>)
+POLYFIELD_OP(mlp_backward_f32, mlp_backward<Plain<float>>)
+POLYFIELD_OP(mlp_backward_f64, mlp_backward<Plain<double>>)
 
 }  // namespace polyfield
 

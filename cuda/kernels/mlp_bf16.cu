@@ -13,8 +13,8 @@
 
 namespace polyfield {
 
-POLYFIELD_OP("mlp_bf16", mlp_forward<Bfloat16>)
-POLYFIELD_OP("mlp_backward_bf16", mlp_backward<Bfloat16>)
+POLYFIELD_OP(mlp_bf16, mlp_forward<Bfloat16>)
+POLYFIELD_OP(mlp_backward_bf16, mlp_backward<Bfloat16>)
 
 }  // namespace polyfield
 

@@ -7,12 +7,12 @@
 
 namespace polyfield {
 
-POLYFIELD_OP("radiance_f32", radiance<Plain<float>, float>)
-POLYFIELD_OP("radiance_bf16_table_f32", radiance<Plain<float>, BFloat16>)
-POLYFIELD_OP("radiance_f16_table_f32", radiance<Plain<float>, Float16>)
-POLYFIELD_OP("radiance_f64", radiance<Plain<double>, double>)
-POLYFIELD_OP("radiance_backward_f32", radiance_backward<Plain<float>>)
-POLYFIELD_OP("radiance_backward_f64", radiance_backward<Plain<double>>)
+POLYFIELD_OP(radiance_f32, radiance<Plain<float>, float>)
+POLYFIELD_OP(radiance_bf16_table_f32, radiance<Plain<float>, BFloat16>)
+POLYFIELD_OP(radiance_f16_table_f32, radiance<Plain<float>, Float16>)
+POLYFIELD_OP(radiance_f64, radiance<Plain<double>, double>)
+POLYFIELD_OP(radiance_backward_f32, radiance_backward<Plain<float>>)
+POLYFIELD_OP(radiance_backward_f64, radiance_backward<Plain<double>>)
 
 }  // namespace polyfield
 

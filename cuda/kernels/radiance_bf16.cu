@@ -10,10 +10,10 @@
 
 namespace polyfield {
 
-POLYFIELD_OP("radiance_bf16", radiance<Bfloat16, float>)
-POLYFIELD_OP("radiance_bf16_table_bf16", radiance<Bfloat16, BFloat16>)
-POLYFIELD_OP("radiance_f16_table_bf16", radiance<Bfloat16, Float16>)
-POLYFIELD_OP("radiance_backward_bf16", radiance_backward<Bfloat16>)
+POLYFIELD_OP(radiance_bf16, radiance<Bfloat16, float>)
+POLYFIELD_OP(radiance_bf16_table_bf16, radiance<Bfloat16, BFloat16>)
+POLYFIELD_OP(radiance_f16_table_bf16, radiance<Bfloat16, Float16>)
+POLYFIELD_OP(radiance_backward_bf16, radiance_backward<Bfloat16>)
 
 }  // namespace polyfield
 

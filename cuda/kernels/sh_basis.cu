@@ -5,7 +5,6 @@
 // gradient is that of the polynomials.
 #include "lane_math.h"
 #include "op.h"
-#include "parallel.h"
 
 namespace polyfield {
 
@@ -76,43 +75,30 @@ template <class R> PF_INLINE void sh_gradient(int degree, R x, R y, R z, const R
         R(S(0.10578554691520431)) * z * (R(S(140)) * zz - R(S(60))) * g[20] + R(S(14)) * c22 * z * (xx - yy) * g[22] + c17 * x * (three * yy - xx) * g[23];
 }
 
-#if !PF_CUDA
-
-template <class T> void sh_basis(const T* directions, T* basis, int64_t n, int degree) {
+template <class T> void sh_basis(const T* directions, T* basis, Threads<> n, int degree) {
   const int bases = (degree + 1) * (degree + 1);
-  parallel_chunks(n, 1024, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int m = int(end - i < LANES ? end - i : LANES);
-      const T* d = directions + 3 * i;
-      Lane<T> b[MAX_BASES];
-      sh_values(degree, load_strided(d, 3, m), load_strided(d + 1, 3, m), load_strided(d + 2, 3, m), b);
-      for (int lane = 0; lane < m; ++lane)
-        for (int k = 0; k < bases; ++k) basis[(i + lane) * bases + k] = b[k][lane];
-    }
+  for_lanes(n, [=](int64_t i, int m) {
+    const T* d = directions + 3 * i;
+    Lane<T> b[MAX_BASES];
+    sh_values(degree, load_strided(d, 3, m), load_strided(d + 1, 3, m), load_strided(d + 2, 3, m), b);
+    store_rows<MAX_BASES>(basis + i * bases, b, bases, m);
   });
 }
 
-template <class T> void sh_basis_backward(const T* directions, const T* grad_basis, T* grad_directions, int64_t n, int degree) {
+template <class T> void sh_basis_backward(const T* directions, const T* grad_basis, T* grad_directions, Threads<> n, int degree) {
   const int bases = (degree + 1) * (degree + 1);
-  parallel_chunks(n, 1024, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int m = int(end - i < LANES ? end - i : LANES);
-      const T* d = directions + 3 * i;
-      Lane<T> g[MAX_BASES], gx, gy, gz;
-      for (int k = 0; k < bases; ++k) g[k] = load_strided(grad_basis + i * bases + k, bases, m);
-      sh_gradient(degree, load_strided(d, 3, m), load_strided(d + 1, 3, m), load_strided(d + 2, 3, m), g, gx, gy, gz);
-      store_strided(grad_directions + 3 * i, 3, gx, m);
-      store_strided(grad_directions + 3 * i + 1, 3, gy, m);
-      store_strided(grad_directions + 3 * i + 2, 3, gz, m);
-    }
+  for_lanes(n, [=](int64_t i, int m) {
+    const T* d = directions + 3 * i;
+    Lane<T> g[MAX_BASES], grad[3];
+    load_rows<MAX_BASES>(grad_basis + i * bases, g, bases, m);
+    sh_gradient(degree, load_strided(d, 3, m), load_strided(d + 1, 3, m), load_strided(d + 2, 3, m), g, grad[0], grad[1], grad[2]);
+    store_rows<3>(grad_directions + 3 * i, grad, 3, m);
   });
 }
 
-POLYFIELD_OP("sh_basis_f32", sh_basis<float>)
-POLYFIELD_OP("sh_basis_f64", sh_basis<double>)
-POLYFIELD_OP("sh_basis_backward_f32", sh_basis_backward<float>)
-POLYFIELD_OP("sh_basis_backward_f64", sh_basis_backward<double>)
-
-#endif
+POLYFIELD_OP(sh_basis_f32, sh_basis<float>)
+POLYFIELD_OP(sh_basis_f64, sh_basis<double>)
+POLYFIELD_OP(sh_basis_backward_f32, sh_basis_backward<float>)
+POLYFIELD_OP(sh_basis_backward_f64, sh_basis_backward<double>)
 
 }  // namespace polyfield
