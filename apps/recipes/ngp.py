@@ -64,7 +64,7 @@ class OptimizerConfig:
     """Adam, with rates that fall exponentially over the budget."""
 
     learning_rate: float = 3e-2
-    final_fraction: float = 0.05
+    final_fraction: float = 0.2
     """Of the learning rate, at the end of the budget."""
     beta1: float = 0.9
     beta2: float = 0.99
@@ -83,7 +83,7 @@ class Config:
     default_steps: ClassVar[int] = 4000
 
     field: RadianceGridConfig = field(
-        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17, half=True))
+        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True))
     )
     march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     occupancy: OccupancyConfig = OccupancyConfig()
