@@ -196,7 +196,9 @@ def _hash_encode(
 ) -> Tensor:
     points, source = points.contiguous(), (table if half is None else half).contiguous()
     features = _new_features(points, numbers)
-    _launch("hash_encode", source.dtype, numbers, points, points, source, _levels(tuple(numbers), points.device), features)
+    _launch(
+        "hash_encode", source.dtype, numbers, points, points, source, _levels(tuple(numbers), points.device), features
+    )
     return features
 
 

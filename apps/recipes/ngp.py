@@ -83,7 +83,9 @@ class Config:
     default_steps: ClassVar[int] = 4000
 
     field: RadianceGridConfig = field(
-        default_factory=lambda: RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True))
+        default_factory=lambda: RadianceGridConfig(
+            grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True)
+        )
     )
     march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     occupancy: OccupancyConfig = OccupancyConfig()
