@@ -101,7 +101,7 @@ def launch(name: str, device: torch.device, arguments: Sequence[Any]) -> None:
             events[0].record()
         (error,) = driver.cuLaunchKernel(handle, grid, 1, 1, block, 1, 1, 0, stream, ctypes.addressof(addresses), 0)
         _check(f"{name}: launch", error)
-        if events:
+        if events and _events is not None:
             events[1].record()
             _events.append((name, *events))
 

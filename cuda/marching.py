@@ -218,8 +218,8 @@ def _march_grid(
     longest = _longest(resolution, half, step, len(bits))
     numbers = (count, resolution, len(bits), half, step, cone_angle, longest)
     if on_gpu(origins):
-        numbers += (math.log2(1 + cone_angle), math.log2(longest / step))
-        return _march_on_gpu(origins, rays, numbers, max_samples)
+        logs = (math.log2(1 + cone_angle), math.log2(longest / step))
+        return _march_on_gpu(origins, rays, (*numbers, *logs), max_samples)
     ray_offsets = origins.new_empty(count + 1, dtype=torch.int32)
     launch("march_grid", None, *rays, *numbers, max_samples, ray_offsets, ctypes.addressof(total))
     t_starts, t_ends, ray_indices = _outputs(origins, total.value)

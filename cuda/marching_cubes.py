@@ -92,12 +92,12 @@ class _Lattice:
     def __init__(self, op: str, values: Tensor, level: float):
         shape = B, X, Y, Z = values.shape
         rows = B * X * Y
-        new, integers = values.new_empty, {"dtype": torch.int32}
+        new = values.new_empty
         self.values, self.level, self.shape, self.rows = values, level, shape, rows
         self.gpu, self.table = on_gpu(values), _table(values.device)
         self.bits = new(rows, (Z + 63) // 64, dtype=torch.int64)
-        self.vertex_base, self.face_base = values.new_zeros(2, rows + 1, **integers)
-        self.kinds = new(rows, **integers)
+        self.vertex_base, self.face_base = values.new_zeros(2, rows + 1, dtype=torch.int32)
+        self.kinds = new(rows, dtype=torch.int32)
         self.vertices, self.faces, has_nan = self._count_on_gpu() if self.gpu else self._count()
         if has_nan:
             where = values.isnan().nonzero()[0].tolist()
@@ -139,7 +139,9 @@ class _Lattice:
             count.cumsum_(0)
         return totals.tolist()  # which are waited for
 
-    def write(self, vertices: int, coordinates: Tensor | None, merged: Tensor | None, with_edges: bool):
+    def write(
+        self, vertices: int, coordinates: Tensor | None, merged: Tensor | tuple[Tensor, Tensor] | None, with_edges: bool
+    ):
         """merged: as the merging leaves it, see the kernels; on a GPU, that and the final number of each vertex."""
         new = self.values.new_empty
         out, faces = new(vertices, 3), new(self.faces, 3, dtype=torch.int32)
@@ -148,13 +150,16 @@ class _Lattice:
         if self.gpu:
             owned, final = (None, None) if merged is None else merged
             where, rows = (self.rows, *self.shape), (self.vertex_base, self.face_base, self.kinds)
-            to = (self.vertex_base, coordinates, owned, out, edges_out)
-            launch("marching_cubes_vertices", self.values.dtype, self.values, self.bits, *where, self.level, *to)
+            found = (self.vertex_base, coordinates, owned, out, edges_out)
+            launch("marching_cubes_vertices", self.values.dtype, self.values, self.bits, *where, self.level, *found)
             launch("marching_cubes_faces", None, self.bits, *where, self.table, *rows, final, faces)
             return out, faces, edges
-        rows = (self.bits, self.vertex_base, self.face_base, self.kinds)
+        assert not isinstance(merged, tuple)
+        lattice = (self.bits, self.vertex_base, self.face_base, self.kinds)
         to = (coordinates, merged, out, faces, edges_out)
-        launch("marching_cubes_write", self.values.dtype, self.values, *self.shape, self.level, self.table, *rows, *to)
+        launch(
+            "marching_cubes_write", self.values.dtype, self.values, *self.shape, self.level, self.table, *lattice, *to
+        )
         return out, faces, edges
 
 

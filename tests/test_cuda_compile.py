@@ -29,7 +29,7 @@ def test_compiles_within_its_means(path, architecture, tmp_path):
     pytest.importorskip("cuda.core", reason="cuda-core is not installed: pip install 'polyfield[cuda]'")
     begin = time.process_time()
     found = resources(path, architecture, tmp_path)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 10  # about 1 to 3 s a file; templates that run away cost minutes
     recorded = json.loads(TABLE.read_text())[architecture]
     for name, now in found.items():
         assert name in recorded, f"{name} is new: record it with python -m tests.test_cuda_compile"

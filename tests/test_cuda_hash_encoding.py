@@ -1,4 +1,4 @@
-"""The CUDA twin of the hash encoding: the tests of the op, run again in the emulator, or with ``--device cuda`` on a GPU.
+"""The CUDA twin of the hash encoding: the tests of the op again, in the emulator or with ``--device cuda`` on a GPU.
 
 Threads add to the table in any order, so its gradient is compared with a tolerance.
 """

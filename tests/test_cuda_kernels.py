@@ -25,7 +25,6 @@ from tests.test_distortion import test_matches_the_reference as test_distortion 
 from tests.test_marching import CASES, random_bits, random_rays
 from tests.test_marching import test_a_ray_along_an_axis_is_cut_into_the_intervals_of_its_cells as test_march  # noqa: F401
 from tests.test_marching import test_bits_are_packed_by_brick as test_pack_bits  # noqa: F401
-from tests.test_marching import test_extreme_rays as test_march_extremes  # noqa: F401
 from tests.test_marching import test_matches_the_reference as test_march_grid  # noqa: F401
 from tests.test_marching import test_states_are_distances_between_bricks as test_brick_states  # noqa: F401
 from tests.test_marching import test_states_do_not_reach_across_a_border_between_cascades as test_borders  # noqa: F401

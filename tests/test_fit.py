@@ -399,7 +399,7 @@ def test_exposure_finds_a_photograph_that_is_too_dark(scene):
     with_dark = tuple(dark if frame is scene.train[0] else frame for frame in scene.frames)
     for photographs in (scene, scene.with_frames(with_dark)):
         job = config.build(photographs)
-        fit(job, Budget(steps=300), config.after_step())
+        fit(job, Budget(steps=600), config.after_step())
         gains.append((job.exposure.log_gains - job.exposure.log_gains.mean(0)).exp().mean(-1).detach())
     assert gains[1][0] < 0.95 * gains[0][0]
     assert (gains[1][1:] / gains[0][1:]).median() > 0.95

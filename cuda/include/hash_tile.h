@@ -356,14 +356,16 @@ template <int N> struct Number {
   static constexpr int value = N;
 };
 
-// The template arguments from numbers.
-template <class Call> PF_INLINE void dispatch(int dimensions, int features, Call call) {
+// The template arguments from numbers. In CUDA, MOST features are done at a time: 2 or 4.
+template <int MOST = 4, class Call> PF_INLINE void dispatch(int dimensions, int features, Call call) {
   const auto with = [&](auto d) {
     if (features == 1) call(d, Number<1>());
-    if (features == 2) call(d, Number<2>());
 #if PF_CUDA
-    if (features >= 4) call(d, Number<4>());
+    if (features == 2 || (MOST == 2 && features > 2)) call(d, Number<2>());
+    if constexpr (MOST == 4)
+      if (features >= 4) call(d, Number<4>());
 #else
+    if (features == 2) call(d, Number<2>());
     if (features == 4) call(d, Number<4>());
     if (features == 8) call(d, Number<8>());
 #endif

@@ -146,7 +146,7 @@ template <class T, class H>
 void hash_encode_with_gradient(const T* points, const H* table, const int64_t* levels_, T* features, T* jacobian, Threads<> items, int dimensions,
                                int level_count, int width) {
   const Level* levels = (const Level*)levels_;
-  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+  dispatch<2>(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
     for_each(items, [=](int64_t i) {
@@ -163,7 +163,7 @@ template <class T, class H>
 void hash_encode_backward_points(const T* points, const H* table, const int64_t* levels_, const T* grad_features, const T* grad_jacobian,
                                  T* grad_points, Threads<> n, int dimensions, int level_count, int width) {
   const Level* levels = (const Level*)levels_;
-  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+  dispatch<2>(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
     for_each(n, [=](int64_t i) {
