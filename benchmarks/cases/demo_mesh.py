@@ -1,4 +1,4 @@
-"""The built-in scene, whose truth is known: PSNR after 60 s, and the Chamfer distance of its mesh to the true surface."""
+"""The built-in scene, whose truth is known: PSNR after 60 s, and how far its mesh is from the true surface."""
 
 from __future__ import annotations
 
