@@ -79,13 +79,13 @@ def problem() -> str | None:
     return None
 
 
-def launch(name: str, device: torch.device, arguments: Sequence[Any]) -> None:
+def launch(name: str, device: torch.device, arguments: Sequence[Any], constants: nvrtc.Constants = ()) -> None:
     """Run a kernel on ``device``'s current stream. Arguments are addresses, numbers and ctypes objects, in order.
 
     Raises RuntimeError where cuda-core, a fitting driver or an architecture is missing, or the launch is refused.
     """
     index = device.index if device.index is not None else torch.cuda.current_device()
-    packing, handle = _kernel(name, architecture(index))
+    packing, handle = _kernel(name, architecture(index), constants)
     grid = packing.grid(arguments)
     if grid == 0:
         return
@@ -115,22 +115,26 @@ def _driver():
     return driver
 
 
-_LOADED: dict[tuple[str, str], tuple[Packing, Any]] = {}
+_LOADED: dict[tuple[str, str, nvrtc.Constants], tuple[Packing, Any]] = {}
 
 
-def _kernel(name: str, architecture: str) -> tuple[Packing, Any]:
-    found = _LOADED.get((name, architecture))
+def _kernel(name: str, architecture: str, constants: nvrtc.Constants = ()) -> tuple[Packing, Any]:
+    key = (name, architecture, constants)
+    found = _LOADED.get(key)
     if found is None:
         with _LOCK:
-            if (name, architecture) not in _LOADED:
-                _load(name, architecture)
-            found = _LOADED[name, architecture]
+            if key not in _LOADED:
+                _load(*key)
+            found = _LOADED[key]
     return found
 
 
-def _load(name: str, architecture: str) -> None:
+def _load(name: str, architecture: str, constants: nvrtc.Constants) -> None:
     """Load the file that has this kernel, with all that are in it."""
-    compiled = nvrtc.compile_kernels(nvrtc.sources()[name], architecture)
+    path = nvrtc.sources().get(name)
+    if path is None or path.stem in nvrtc.WITHOUT_TWIN:
+        raise ValueError(f"{name}: expected a CPU tensor, for this kernel has no CUDA twin; move it with .cpu()")
+    compiled = nvrtc.compile_kernels(path, architecture, constants=constants)
     if name not in compiled.parameters:
         raise ValueError(f"{name}: expected a CPU tensor, for this kernel has no CUDA twin; move it with .cpu()")
     driver = _driver()
@@ -150,7 +154,7 @@ def _load(name: str, architecture: str) -> None:
         error, kernel = driver.cuLibraryGetKernel(library, entry.encode())
         _check(f"{entry}: loading", error)
         handle = driver.CUfunction(int(kernel))  # the driver takes either, and finds the current device's code
-        _LOADED[entry, architecture] = Packing(entry, parameters), handle
+        _LOADED[entry, architecture, constants] = Packing(entry, parameters), handle
 
 
 @contextlib.contextmanager

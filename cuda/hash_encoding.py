@@ -180,11 +180,18 @@ def _levels(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers[2:], dtype=torch.int64, device=device)
 
 
-def _launch(name: str, dtype: torch.dtype, numbers: list[int], points: Tensor, *tensors: Tensor | None) -> None:
-    """Every kernel ends with the same numbers: items of work (points times levels), D, L, F."""
-    (dimensions, width), levels = numbers[:2], (len(numbers) - 2) // 4
-    items = len(points) * (1 if name == "hash_encode_backward_points" else levels)
-    launch(name, dtype, *tensors, items, dimensions, levels, width)
+_BLOCK = 256  # threads, which on a GPU all look at the same levels
+
+
+def _launch(
+    name: str, dtype: torch.dtype, numbers: list[int], points: Tensor, *tensors: Tensor | None, together: int = 0
+) -> None:
+    """Every kernel ends with the same numbers: threads, N, D, L, F. A thread takes a point at ``together`` levels, and
+    whole blocks the same ones; 0 = a point at all levels."""
+    (dimensions, width), levels, samples = numbers[:2], (len(numbers) - 2) // 4, len(points)
+    threads = -(-levels // together) * -(-samples // _BLOCK) * _BLOCK if together else samples
+    constants = (("PF_DIMENSIONS", dimensions), ("PF_FEATURES", width))
+    launch(name, dtype, *tensors, threads, samples, dimensions, levels, width, constants=constants)
 
 
 # ---- features -------------------------------------------------------------------------------------------------------
@@ -196,9 +203,8 @@ def _hash_encode(
 ) -> Tensor:
     points, source = points.contiguous(), (table if half is None else half).contiguous()
     features = _new_features(points, numbers)
-    _launch(
-        "hash_encode", source.dtype, numbers, points, points, source, _levels(tuple(numbers), points.device), features
-    )
+    tensors, sector = (points, source, _levels(tuple(numbers), points.device), features), max(8 // numbers[1], 1)
+    _launch("hash_encode", source.dtype, numbers, points, *tensors, together=sector)
     return features
 
 
@@ -238,7 +244,8 @@ def _hash_encode_with_gradient(
     features = _new_features(points, numbers)
     jacobian = features.new_empty(*features.shape, numbers[0])
     levels = _levels(tuple(numbers), points.device)
-    _launch("hash_encode_with_gradient", source.dtype, numbers, points, points, source, levels, features, jacobian)
+    tensors = (points, source, levels, features, jacobian)
+    _launch("hash_encode_with_gradient", source.dtype, numbers, points, *tensors, together=1)
     return features, jacobian
 
 
@@ -320,4 +327,4 @@ def _add_table_gradient(table_grad, points, grad_features, grad_jacobian, number
     points, grad_features = points.contiguous(), grad_features.contiguous()
     grad_jacobian = None if grad_jacobian is None else grad_jacobian.contiguous()
     tensors = (points, _levels(tuple(numbers), points.device), grad_features, grad_jacobian, table_grad)
-    _launch("hash_encode_backward_table", points.dtype, numbers, points, *tensors)
+    _launch("hash_encode_backward_table", points.dtype, numbers, points, *tensors, together=1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
-from .native import has_bfloat16, launch
+from .native import has_bfloat16, launch, on_gpu
 
 MAX_LAYERS = 5  # products: 4 hidden layers and the output
 SAVED_BYTES = 24 << 20
@@ -35,6 +35,8 @@ def mlp(
             not. Without AVX512_BF16 the same roundings are followed by float32 products: the same numbers to float32
             accuracy on every machine, but no gain in speed.
 
+    On a GPU the layers are torch's matrix products, one after the other.
+
     Returns:
         (N, C_out). Differentiable (once) in inputs, weights and biases; two runs agree to the bit, whatever the number
         of threads.
@@ -47,9 +49,46 @@ def mlp(
     Multiplication", 2008.
     """
     _check(inputs, weights, biases, bfloat16)
+    if on_gpu(inputs):
+        return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)], bfloat16)
     tensors = [*weights, *_NONE[len(weights) :], *(biases or ()), *_NONE[len(biases or ()) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
     return _mlp(inputs, *tensors, bfloat16, keep)[0]
+
+
+def _layer_by_layer(
+    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bfloat16: bool
+) -> Tensor:
+    operand = _RoundedOperand.apply if bfloat16 else lambda x: x
+    result = _RoundedGradient.apply if bfloat16 else lambda x: x
+    x = inputs
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = result(torch.nn.functional.linear(operand(x.relu() if index else x), operand(weight), bias))
+    return x
+
+
+class _RoundedOperand(torch.autograd.Function):
+    """To bfloat16 and back; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class _RoundedGradient(torch.autograd.Function):
+    """The gradient, to bfloat16 and back; the number passes as it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.bfloat16().to(grad.dtype)
 
 
 def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, bfloat16: bool) -> None:

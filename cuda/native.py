@@ -20,6 +20,7 @@ import torch  # before the modules: they then share torch's OpenMP threads
 from torch import Tensor
 
 from . import device as gpu
+from .nvrtc import Constants
 
 ISAS = ("portable", "avx2", "avx512")  # from the slowest to the fastest
 ISA_VARIABLE = "POLYFIELD_ISA"
@@ -80,7 +81,7 @@ def _op(name: str):
 
 
 # Tests set this to run CUDA kernels without a GPU: (name, arguments as given to launch, the same as numbers).
-emulator: Callable[[str, Sequence[Any], list[Any]], None] | None = None
+emulator: Callable[[str, Sequence[Any], list[Any], Constants], None] | None = None
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -93,11 +94,20 @@ class Table:
     ``include/op.h``. None counts as 0, and so does what lacks to ``length``."""
 
     def __init__(self, entries: Sequence[Tensor | int | None], length: int = 0):
-        self.entries, self.length = entries, max(length, len(entries), 1)
+        self.tensors = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Tensor)]
+        numbers = [0 if entry is None or isinstance(entry, Tensor) else entry for entry in entries]
+        self.slots = (ctypes.c_int64 * max(length, len(entries), 1))(*numbers)
 
 
-def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | Table | int | float | None) -> None:
+def launch(
+    name: str,
+    dtype: torch.dtype | None,
+    *arguments: Tensor | Table | int | float | None,
+    constants: Constants = (),
+) -> None:
     """Run kernel ``name`` (its ``dtype`` instance; None if it has only one) where its tensors are.
+
+    constants: macros that CUDA kernels are compiled with for this launch; nothing to the CPU.
 
     Tensors must be contiguous and all on the CPU or all on one CUDA device, on whose current stream the kernel is put.
 
@@ -127,18 +137,17 @@ def launch(name: str, dtype: torch.dtype | None, *arguments: Tensor | Table | in
         if isinstance(argument, Tensor):
             slots.append(address(argument, f"argument {index}"))
         elif isinstance(argument, Table):
-            table = (ctypes.c_int64 * argument.length)()
-            for i, entry in enumerate(argument.entries):
-                table[i] = address(entry, f"argument {index}[{i}]") if isinstance(entry, Tensor) else entry or 0
-            slots.append(table)
+            for i, tensor in argument.tensors:
+                argument.slots[i] = address(tensor, f"argument {index}[{i}]")
+            slots.append(argument.slots)
         else:
             slots.append(0 if argument is None else argument)
     if device is not None and device.type == "cuda":
-        gpu.launch(name, device, slots)
+        gpu.launch(name, device, slots, constants)
     elif device is not None and device.type != "cpu":
         raise ValueError(f"{name}: expected CPU or CUDA tensors, got {device}; move them with .cpu()")
     elif emulator is not None:
-        emulator(name, arguments, slots)
+        emulator(name, arguments, slots, constants)
     else:
         _op(name)(*(ctypes.addressof(slot) if isinstance(slot, ctypes.Array) else slot for slot in slots))
 
@@ -147,8 +156,8 @@ def tensors_of(arguments: Sequence[Any]) -> list[tuple[str, Tensor]]:
     """All tensors among the arguments of a launch, those in tables too, with the places where they stand."""
     found = []
     for index, argument in enumerate(arguments):
-        entries = argument.entries if isinstance(argument, Table) else [argument]
-        for i, entry in enumerate(entries):
-            if isinstance(entry, Tensor):
-                found.append((f"argument {index}" + (f"[{i}]" if isinstance(argument, Table) else ""), entry))
+        if isinstance(argument, Tensor):
+            found.append((f"argument {index}", argument))
+        elif isinstance(argument, Table):
+            found += [(f"argument {index}[{i}]", tensor) for i, tensor in argument.tensors]
     return found

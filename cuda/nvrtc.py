@@ -27,7 +27,7 @@ from . import cubin
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parent / "include"
 CACHE_VARIABLE = "POLYFIELD_CACHE"
-WITHOUT_TWIN = frozenset({"fma_peak", "hash_encode", "mlp", "mlp_bf16", "radiance", "radiance_bf16"})  # CPU only
+WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "mlp_bf16", "radiance", "radiance_bf16"})  # CPU only
 REMEDY = "pip install 'polyfield[cuda]', or use the CPU"
 OPTIONS: dict[str, Any] = {
     "std": "c++17",
@@ -95,16 +95,19 @@ def architectures() -> tuple[str, ...]:
     return tuple(f"sm_{number}" for number in numbers)
 
 
-def compile_kernels(path: Path, architecture: str, folder: Path | None = None) -> Compiled:
+Constants = tuple[tuple[str, int], ...]  # macros that a kernel file is compiled with, such as its matrices' sizes
+
+
+def compile_kernels(path: Path, architecture: str, folder: Path | None = None, constants: Constants = ()) -> Compiled:
     """The kernels of one file for one architecture, from ``folder`` (default: ``cache_folder()``) if they are there.
 
     Raises RuntimeError where cuda-core is missing, NVRTC does not know the architecture, or the source has an error.
     """
-    key = _key(path, architecture)
+    key = _key(path, architecture, constants)
     place = (folder or cache_folder()) / f"{path.stem}-{architecture}-{key[:32]}"
     compiled = _read(place)
     if compiled is None:
-        compiled = _compile(path, architecture)
+        compiled = _compile(path, architecture, constants)
         _write(place, compiled)
     return compiled
 
@@ -145,7 +148,7 @@ def _preload() -> None:
             ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
-def _compile(path: Path, architecture: str) -> Compiled:
+def _compile(path: Path, architecture: str, constants: Constants) -> Compiled:
     known = architectures()
     if architecture not in known:
         raise RuntimeError(
@@ -154,7 +157,9 @@ def _compile(path: Path, architecture: str) -> Compiled:
         )
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(name=str(path), arch=architecture, include_path=[str(INCLUDE)], **OPTIONS)
+    macros = [(name, str(value)) for name, value in constants]
+    where = {"name": str(path), "include_path": [str(INCLUDE)]}
+    options = ProgramOptions(arch=architecture, define_macro=macros or None, **where, **OPTIONS)
     log = io.StringIO()
     try:
         code = Program(path.read_text(encoding="utf-8"), "c++", options).compile("cubin", logs=log).code
@@ -195,9 +200,9 @@ def _resources(log: str) -> dict[str, Resources]:
 # ---- the cache ------------------------------------------------------------------------------------------------------
 
 
-def _key(path: Path, architecture: str) -> str:
+def _key(path: Path, architecture: str, constants: Constants) -> str:
     digest = hashlib.sha256()
-    for text in (architecture, version(), json.dumps(OPTIONS, sort_keys=True), *texts(path)):
+    for text in (architecture, version(), repr(constants), json.dumps(OPTIONS, sort_keys=True), *texts(path)):
         digest.update(f"{len(text)}:".encode() + text.encode())
     return digest.hexdigest()
 

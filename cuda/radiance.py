@@ -1,7 +1,8 @@
 """A whole hash-grid radiance field in one op: ``radiance`` and ``radiance_density``. Kernel: ``kernels/radiance.cu``.
 
-What ``hash_encode``, two ``mlp`` and the activations between them compute one by one, tile by tile in cache; a fit on a
-CPU spends most of its time here. Networks have no biases; gradients reach the table and the weights.
+What ``hash_encode``, two ``mlp`` and the activations between them compute one by one (and do so on a GPU), tile by
+tile in cache; a fit on a CPU spends most of its time here. Networks have no biases; gradients reach the table and the
+weights.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_dtype, check_range, check_shape
-from .hash_encoding import HashLayout, _check, _compute_dtype, _launch, _levels
-from .mlp import _NONE, MAX_LAYERS, _check_layers
-from .native import has_bfloat16, launch
+from .hash_encoding import HashLayout, _check, _compute_dtype, _launch, _levels, hash_encode
+from .mlp import _NONE, MAX_LAYERS, _check_layers, mlp
+from .native import has_bfloat16, launch, on_gpu
 
 MAX_LOG_DENSITY = 15.0
 
@@ -62,6 +63,12 @@ def radiance(
                 f"radiance: {name}: expected a tensor without gradients, got one that requires them; "
                 "compose hash_encode and mlp instead"
             )
+    if on_gpu(points):
+        geometry = mlp(
+            hash_encode(points, table, layout, half=half, table_grad=table_grad), density_weights, bfloat16=bfloat16
+        )
+        raw = mlp(torch.cat([extras, geometry], -1), color_weights, bfloat16=bfloat16)
+        return _density(geometry), torch.sigmoid(raw)
     density = [*density_weights, *_NONE[len(density_weights) :]]
     color = [*color_weights, *_NONE[len(color_weights) :]]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (table, *density_weights, *color_weights))
@@ -80,7 +87,14 @@ def radiance_density(
     """The densities (N,) of ``radiance`` alone, without gradients: for what asks where something is."""
     _check_field("radiance_density", points, table, layout, half, None, density_weights, bfloat16)
     weights = [w.detach() for w in density_weights]
+    if on_gpu(points):
+        features = hash_encode(points.detach(), table.detach(), layout, half=half)
+        return _density(mlp(features, weights, bfloat16=bfloat16))
     return _radiance_density(points.detach(), table.detach(), half, weights, layout._numbers, bfloat16)
+
+
+def _density(geometry: Tensor) -> Tensor:
+    return geometry[:, 0].clamp(max=MAX_LOG_DENSITY).exp()
 
 
 def _check_field(op, points, table, layout, half, table_grad, density_weights, bfloat16) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA twin of the hash encoding: the tests of the op again, in the emulator or with ``--device cuda`` on a GPU.
+"""The CUDA twin of the hash encoding: the tests of the op, run again in the emulator, or with ``--device cuda``.
 
 Threads add to the table in any order, so its gradient is compared with a tolerance.
 """
@@ -23,5 +23,5 @@ from tests.test_hash_encoding import (  # noqa: F401
 
 @pytest.fixture(autouse=True)
 def _on_gpu(device):
-    with on_gpu(device, tolerance=1e-5):
+    with on_gpu(device):
         yield

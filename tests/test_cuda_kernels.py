@@ -1,3 +1,4 @@
+# ruff: noqa: F401 (tests, imported to be run)
 """The CUDA kernels: the tests of the ops, run again in the emulator, or with ``--device cuda`` on a GPU.
 
 What is imported here as a test runs here under the fixture ``_on_gpu``: CUDA kernels then do its work. Sizes cover
@@ -7,40 +8,43 @@ empty work, partial warps and several blocks; references are those of ``tests/re
 import pytest
 import torch
 from polyfield.cuda import occupancy as ops
+from polyfield.cuda.hash_encoding import HashLayout, hash_encode
 from polyfield.cuda.marching import interval_points, march_grid
 from polyfield.cuda.marching_cubes import marching_cubes, marching_cubes_blocks
 from polyfield.cuda.packing import append_packed
+from polyfield.cuda.radiance import radiance, radiance_density
 
 from tests.emulation import on_both, on_gpu
-from tests.test_compositing import test_by_hand as test_composite_by_hand  # noqa: F401
-from tests.test_compositing import test_extreme_inputs as test_composite_extremes  # noqa: F401
-from tests.test_compositing import test_gradcheck as test_composite_gradcheck  # noqa: F401
-from tests.test_compositing import test_gradients_of_some_outputs_only as test_composite_of_some_outputs  # noqa: F401
-from tests.test_compositing import test_matches_the_reference as test_composite  # noqa: F401
-from tests.test_compositing import test_prune_matches_the_reference as test_prune  # noqa: F401
-from tests.test_compositing import test_prune_nothing_and_no_rays as test_prune_nothing  # noqa: F401
-from tests.test_distortion import test_far_from_the_origin as test_distortion_far_away  # noqa: F401
-from tests.test_distortion import test_gradcheck as test_distortion_gradcheck  # noqa: F401
-from tests.test_distortion import test_matches_the_reference as test_distortion  # noqa: F401
+from tests.test_compositing import test_by_hand as test_composite_by_hand
+from tests.test_compositing import test_extreme_inputs as test_composite_extremes
+from tests.test_compositing import test_gradcheck as test_composite_gradcheck
+from tests.test_compositing import test_gradients_of_some_outputs_only as test_composite_of_some_outputs
+from tests.test_compositing import test_matches_the_reference as test_composite
+from tests.test_compositing import test_prune_matches_the_reference as test_prune
+from tests.test_compositing import test_prune_nothing_and_no_rays as test_prune_nothing
+from tests.test_distortion import test_far_from_the_origin as test_distortion_far_away
+from tests.test_distortion import test_gradcheck as test_distortion_gradcheck
+from tests.test_distortion import test_matches_the_reference as test_distortion
 from tests.test_marching import CASES, random_bits, random_rays
-from tests.test_marching import test_a_ray_along_an_axis_is_cut_into_the_intervals_of_its_cells as test_march  # noqa: F401
-from tests.test_marching import test_bits_are_packed_by_brick as test_pack_bits  # noqa: F401
-from tests.test_marching import test_matches_the_reference as test_march_grid  # noqa: F401
-from tests.test_marching import test_states_are_distances_between_bricks as test_brick_states  # noqa: F401
-from tests.test_marching import test_states_do_not_reach_across_a_border_between_cascades as test_borders  # noqa: F401
+from tests.test_marching import test_a_ray_along_an_axis_is_cut_into_the_intervals_of_its_cells as test_march
+from tests.test_marching import test_bits_are_packed_by_brick as test_pack_bits
+from tests.test_marching import test_extreme_rays as extreme_rays
+from tests.test_marching import test_matches_the_reference as test_march_grid
+from tests.test_marching import test_states_are_distances_between_bricks as test_brick_states
+from tests.test_marching import test_states_do_not_reach_across_a_border_between_cascades as test_borders
 from tests.test_marching_cubes import gyroid, noise, sphere
-from tests.test_marching_cubes import test_closed_shapes as test_marching_cubes_closed  # noqa: F401
-from tests.test_marching_cubes import test_constant_values_and_levels_out_of_range_give_nothing as test_nothing  # noqa: F401
-from tests.test_marching_cubes import test_gradcheck as test_marching_cubes_gradcheck  # noqa: F401
-from tests.test_marching_cubes import test_infinite_and_huge_values as test_marching_cubes_extremes  # noqa: F401
-from tests.test_occupancy import test_ops_match_torch as test_occupancy  # noqa: F401
-from tests.test_sh_basis import test_gradcheck as test_sh_basis_gradcheck  # noqa: F401
-from tests.test_sh_basis import test_matches_the_definition as test_sh_basis  # noqa: F401
-from tests.test_sparse_adam import test_closed_form_of_the_first_step as test_adam_by_hand  # noqa: F401
-from tests.test_sparse_adam import test_dense_is_adamw_and_keeps_the_gradient as test_dense_adam  # noqa: F401
-from tests.test_sparse_adam import test_extreme_gradients as test_adam_extremes  # noqa: F401
-from tests.test_sparse_adam import test_half_copy as test_adam_half_copy  # noqa: F401
-from tests.test_sparse_adam import test_matches_the_reference as test_adam  # noqa: F401
+from tests.test_marching_cubes import test_closed_shapes as test_marching_cubes_closed
+from tests.test_marching_cubes import test_constant_values_and_levels_out_of_range_give_nothing as test_nothing
+from tests.test_marching_cubes import test_gradcheck as test_marching_cubes_gradcheck
+from tests.test_marching_cubes import test_infinite_and_huge_values as test_marching_cubes_extremes
+from tests.test_occupancy import test_ops_match_torch as test_occupancy
+from tests.test_sh_basis import test_gradcheck as test_sh_basis_gradcheck
+from tests.test_sh_basis import test_matches_the_definition as test_sh_basis
+from tests.test_sparse_adam import test_closed_form_of_the_first_step as test_adam_by_hand
+from tests.test_sparse_adam import test_dense_is_adamw_and_keeps_the_gradient as test_dense_adam
+from tests.test_sparse_adam import test_extreme_gradients as test_adam_extremes
+from tests.test_sparse_adam import test_half_copy as test_adam_half_copy
+from tests.test_sparse_adam import test_matches_the_reference as test_adam
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,10 @@ def test_march_grid_is_that_of_the_cpu(case, max_samples):
         torch.testing.assert_close(found[i].cpu()[keep(found)], wanted[i][keep(wanted)], atol=3e-5, rtol=1e-5)
 
 
+def test_march_extremes():
+    extreme_rays(march_grid)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("function", [sphere, gyroid, noise])
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 4, 2), (5, 6, 33), (9, 4, 64), (3, 5, 70), (4, 3, 129)])
@@ -146,6 +154,51 @@ def test_cells_listed_twice_have_one_outcome():
             assert after == before
         else:
             assert after == pytest.approx(max(0.9 * before, float(values[cells == cell].max())))
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 257, 1000])
+def test_hash_encode_of_any_number_of_points(n):
+    """Along rays, so that runs of one cell cross from one warp and block to the next; against the CPU."""
+    layout = HashLayout.build(7, 2, 9, base_resolution=4, finest_resolution=48)
+    g = torch.Generator().manual_seed(0)
+    table = torch.randn(layout.entries, 2, generator=g)
+    points = (torch.rand(1, 3, generator=g) + torch.arange(n)[:, None] * torch.tensor([1e-3, 3e-4, 2e-4])) % 1
+    upstream = torch.randn(n, layout.out_channels, generator=g)
+
+    def run(points, table, upstream):
+        points, table = points.clone().requires_grad_(), table.clone().requires_grad_()
+        features = hash_encode(points, table, layout)
+        return features.detach(), *torch.autograd.grad(features, (points, table), upstream)
+
+    close(*on_both(run, points, table, upstream), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_radiance(bfloat16):
+    """Composed of other kernels, as against the fused one of the CPU."""
+    layout = HashLayout.build(4, 2, 9, base_resolution=4, finest_resolution=32)
+    g = torch.Generator().manual_seed(0)
+    table, points, extras = (
+        torch.randn(layout.entries, 2, generator=g),
+        torch.rand(70, 3, generator=g),
+        torch.ones(70, 5),
+    )
+    density = [torch.randn(o, i, generator=g) * 0.3 for o, i in ((16, 8), (4, 16))]
+    color = [torch.randn(o, i, generator=g) * 0.3 for o, i in ((16, 9), (3, 16))]
+
+    def run(points, extras, table, *weights):
+        inputs = [t.clone().requires_grad_() for t in (table, *weights)]
+        sigmas, colors = radiance(points, extras, inputs[0], layout, inputs[1:3], inputs[3:], bfloat16=bfloat16)
+        only = radiance_density(points, table, layout, weights[:2], bfloat16=bfloat16)
+        return (
+            sigmas.detach(),
+            colors.detach(),
+            only,
+            *torch.autograd.grad((sigmas.log() + colors.sum(1)).sum(), inputs),
+        )
+
+    tolerance = 2e-2 if bfloat16 else 1e-4
+    close(*on_both(run, points, extras, table, *density, *color), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("cascades, resolution", [(1, 4), (1, 72), (3, 32)])

@@ -20,9 +20,9 @@ def compilations(monkeypatch):
     """The files that were compiled, as opposed to found in the cache."""
     done, really = [], nvrtc._compile
 
-    def count(path, architecture):
+    def count(path, *rest):
         done.append(path.name)
-        return really(path, architecture)
+        return really(path, *rest)
 
     monkeypatch.setattr(nvrtc, "_compile", count)
     return done
@@ -42,7 +42,8 @@ def test_what_was_compiled_is_found_again(tmp_path, compilations):
     assert time.perf_counter() - begin < 0.05
     assert again == first and compilations == [SMALL.name]
     nvrtc.compile_kernels(SMALL, "sm_80", tmp_path)
-    assert len(compilations) == 2
+    nvrtc.compile_kernels(SMALL, "sm_80", tmp_path, constants=(("PF_SIZE", 3),))
+    assert len(compilations) == 3
 
 
 @pytest.mark.parametrize("part", ["source", "header", "options", "version"])

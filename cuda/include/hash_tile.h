@@ -3,6 +3,9 @@
 // Where things are (cells, hashes, fractions) is computed with samples in lanes, level after level within a tile. What is
 // there is read per sample as short vectors of F numbers, eight independent loads at a time, in place of gather
 // instructions. Where a ray's samples stay in one cell (runs), its corners are read once and broadcast to the lanes.
+//
+// In CUDA a thread takes a sample at one level, or at the few whose features fill what memory moves at a time; a block
+// stays within those levels, whose entries are then in cache. It is compiled for D and F, which the launch states.
 #pragma once
 #include "lane_math.h"
 #include "parallel.h"
@@ -12,7 +15,10 @@
 #if !PF_CUDA && defined(__SSE2__)
 #include <immintrin.h>
 #endif
-
+#if PF_CUDA && !defined(PF_DIMENSIONS)
+#define PF_DIMENSIONS 3
+#define PF_FEATURES 2
+#endif
 
 namespace polyfield {
 namespace {
@@ -120,6 +126,19 @@ template <int D, class T> PF_INLINE Place<D, T> place(const Level& level, const 
   if (level.hashed) corners<D, true>(cell, uint32_t(level.resolution + 1), uint32_t(level.size - 1), at.index);
   else corners<D, false>(cell, uint32_t(level.resolution + 1), uint32_t(level.size - 1), at.index);
   return at;
+}
+
+constexpr int WIDTH = PF_FEATURES;                        // F
+constexpr int SECTOR = WIDTH < 8 ? 8 / WIDTH : 1;  // levels whose features, in float32, fill the 32 bytes that memory moves
+
+// f(i, part) by one thread: sample i of n, or -1 for threads that fill the last block, and the part of the levels that its
+// block looks at.
+template <int BLOCK, class F> PF_INLINE void for_parts(Threads<BLOCK> items, int64_t n, F f) {
+  for_each(items, [=](int64_t item) {
+    const uint32_t blocks = uint32_t(ceil_div(n, BLOCK)), part = uint32_t(item / BLOCK) / blocks;
+    const int64_t i = item - int64_t(part) * blocks * BLOCK;
+    f(i < n ? i : int64_t(-1), int(part));
+  });
 }
 
 // A point at a level. Features beyond four per entry are done four by four, to spare registers.
@@ -356,23 +375,21 @@ template <int N> struct Number {
   static constexpr int value = N;
 };
 
-// The template arguments from numbers. In CUDA, MOST features are done at a time: 2 or 4.
-template <int MOST = 4, class Call> PF_INLINE void dispatch(int dimensions, int features, Call call) {
+// The template arguments from numbers; in CUDA they are known, and features beyond four are done four by four.
+#if PF_CUDA
+template <class Call> PF_INLINE void dispatch(int, int, Call call) { call(Number<PF_DIMENSIONS>(), Number<PF_FEATURES < 4 ? PF_FEATURES : 4>()); }
+#else
+template <class Call> PF_INLINE void dispatch(int dimensions, int features, Call call) {
   const auto with = [&](auto d) {
     if (features == 1) call(d, Number<1>());
-#if PF_CUDA
-    if (features == 2 || (MOST == 2 && features > 2)) call(d, Number<2>());
-    if constexpr (MOST == 4)
-      if (features >= 4) call(d, Number<4>());
-#else
     if (features == 2) call(d, Number<2>());
     if (features == 4) call(d, Number<4>());
     if (features == 8) call(d, Number<8>());
-#endif
   };
   if (dimensions == 2) with(Number<2>());
   if (dimensions == 3) with(Number<3>());
 }
+#endif
 
 }  // namespace
 }  // namespace polyfield

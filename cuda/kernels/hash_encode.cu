@@ -5,6 +5,7 @@
 // CPU each level has one owner: no atomics, no reduction, the same bits for any number of threads. In CUDA a thread works on one point at
 // one level; neighbours on a ray that share a cell are summed up within the warp before one of them adds to the table.
 #include "hash_tile.h"
+#include "lane_pack.h"
 #include "op.h"
 
 namespace polyfield {
@@ -49,11 +50,12 @@ template <int D, int F, class T> PF_INLINE void share_out_jacobian(Vec<T, F>* v,
 
 #if PF_CUDA
 template <int D, int W, class T, class H>
-PF_INLINE void encode_item(const T* point, const H* entries, const Level& level, T* features, int width) {
+PF_INLINE void encode_item(const T* point, const H* table, const Level& level, T* features) {
   const Place<D, T> at = place<D>(level, point);
-  for (int w = 0; w < width; w += W) {
+  const H* entries = table + level.offset * WIDTH;
+  for (int w = 0; w < WIDTH; w += W) {
     Vec<T, W> v[1 << D];
-    corner_values<D, W>(at, entries, width, w, v);
+    corner_values<D, W>(at, entries, WIDTH, w, v);
     interpolate<D>(v, at.fraction);
     write(features + w, v[0]);
   }
@@ -61,36 +63,31 @@ PF_INLINE void encode_item(const T* point, const H* entries, const Level& level,
 
 template <class T, int W> PF_INLINE void add_atomically(T* p, const Vec<T, W>& v) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (std::is_same_v<T, float> && W == 2) {
+  if constexpr (std::is_same_v<T, float> && W == 2)
     asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(v.x[0]), "f"(v.x[1]) : "memory");
-    return;
-  }
-  if constexpr (std::is_same_v<T, float> && W == 4) {
+  else if constexpr (std::is_same_v<T, float> && W == 4)
     asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x[0]), "f"(v.x[1]), "f"(v.x[2]), "f"(v.x[3]) : "memory");
-    return;
-  }
+  else
 #endif
-  for (int f = 0; f < W; ++f) atomicAdd(p + f, v.x[f]);
+    for (int f = 0; f < W; ++f) atomicAdd(p + f, v.x[f]);
 }
 
-// All lanes of a warp: consecutive points, each at its level; those with `active` false have nothing to add.
+// All lanes of a warp: consecutive points at one level; those with `active` false have nothing to add.
 template <int D, int W, class T>
-PF_INLINE void scatter_item(const T* points, int64_t point, bool active, const Level* levels, int l, const T* gradient, const T* jacobian, T* grad_table,
-                            int width) {
-  constexpr uint32_t WARP = 0xffffffffu;
+PF_INLINE void scatter_item(const T* point, bool active, const Level& level, const T* gradient, const T* jacobian, T* grad_table) {
   const int lane = lane_number();
-  const Place<D, T> at = place<D>(levels[l], points + point * D);
-  T* entries = grad_table + levels[l].offset * width;
+  const Place<D, T> at = place<D>(level, point);
+  T* entries = grad_table + level.offset * WIDTH;
   T slope[D];
-  if (jacobian) slopes<D>(points + point * D, levels[l].resolution, slope);
-  // Runs: lanes in the cell of the lane before. Of the same level, and at all corners, for a hash may collide in one.
-  bool same = __shfl_up_sync(WARP, l, 1) == l && lane > 0;
+  if (jacobian) slopes<D>(point, level.resolution, slope);
+  // Runs: lanes in the cell of the lane before, at all corners, for a hash may collide in one.
+  bool same = lane > 0;
   for (int c = 0; c < 1 << D; ++c) same = (__shfl_up_sync(WARP, at.index[c], 1) == at.index[c]) && same;
   const uint32_t starts = __ballot_sync(WARP, !same);
   const uint32_t behind = lane == 31 ? 0u : starts >> (lane + 1);
   const int last = behind ? lane + __ffs(int(behind)) - 1 : 31;  // of this lane's run
   const bool together = __popc(starts) * 3 < 32;
-  for (int w = 0; w < width; w += W) {
+  for (int w = 0; w < WIDTH; w += W) {
     Vec<T, W> v[1 << D] = {};
     if (active) {
       v[0] = fetch<W>(gradient + w);
@@ -98,14 +95,17 @@ PF_INLINE void scatter_item(const T* points, int64_t point, bool active, const L
       else share_out<D>(v, at.fraction);
     }
     if (together)
+#pragma unroll
       for (int step = 1; step < 32; step *= 2)
+#pragma unroll
         for (int c = 0; c < 1 << D; ++c)
+#pragma unroll
           for (int f = 0; f < W; ++f) {
             const T other = __shfl_down_sync(WARP, v[c].x[f], step);
             if (lane + step <= last) v[c].x[f] += other;
           }
     if (active && (!together || !same))
-      for (int c = 0; c < 1 << D; ++c) add_atomically(entries + width * int64_t(at.index[c]) + w, v[c]);
+      for (int c = 0; c < 1 << D; ++c) add_atomically(entries + WIDTH * int64_t(at.index[c]) + w, v[c]);
   }
 }
 
@@ -255,38 +255,38 @@ void backward_table_by_level(const T* points, const Level* levels, const T* grad
 
 }  // namespace
 
-// ---- entry points: items are points times levels, but for the gradient to the points -----------------------------------
+// ---- entry points ------------------------------------------------------------------------------------------------------
 
 template <class T, class H>
-void hash_encode(const T* points, const H* table, const int64_t* levels_, T* features, Threads<> items, int dimensions, int level_count, int width) {
+void hash_encode(const T* points, const H* table, const int64_t* levels_, T* features, Threads<> items, int64_t n, int dimensions, int level_count, int width) {
   const Level* levels = (const Level*)levels_;
   dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
-    for_each(items, [=](int64_t i) {
-      const Level& level = levels[i % level_count];
-      encode_item<D, F>(points + i / level_count * D, table + level.offset * width, level, features + i * width, width);
+    for_parts(items, n, [=](int64_t i, int part) {
+      if (i < 0) return;
+      for (int l = part * SECTOR; l < (part + 1) * SECTOR && l < level_count; ++l)
+        encode_item<D, F>(points + i * D, table, levels[l], features + (i * level_count + l) * WIDTH);
     });
 #else
-    encode<D, F>(points, table, levels, level_count, features, int64_t(level_count) * F, F, items / level_count);
+    encode<D, F>(points, table, levels, level_count, features, int64_t(level_count) * F, F, n);
 #endif
   });
 }
 
 template <class T>
 void hash_encode_backward_table(const T* points, const int64_t* levels_, const T* grad_features, const T* grad_jacobian, T* grad_table, Threads<> items,
-                                int dimensions, int level_count, int width) {
+                                int64_t n, int dimensions, int level_count, int width) {
   const Level* levels = (const Level*)levels_;
   dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
-    const int64_t n = items.count / level_count, i = int64_t(blockIdx.x) * Threads<>::BLOCK + int(threadIdx.x);
-    const bool active = i < items.count;
-    const int l = active ? int(i / n) : level_count - 1;
-    const int64_t point = active ? i % n : n - 1, row = (point * level_count + l) * width;
-    scatter_item<D, F>(points, point, active, levels, l, grad_features + row, grad_jacobian ? grad_jacobian + row * D : nullptr, grad_table, width);
+    for_parts(items, n, [=](int64_t i, int l) {
+      const int64_t point = i < 0 ? n - 1 : i, row = (point * level_count + l) * WIDTH;
+      const T* jacobian = grad_jacobian ? grad_jacobian + row * D : nullptr;
+      scatter_item<D, F>(points + point * D, i >= 0, levels[l], grad_features + row, jacobian, grad_table);
+    });
 #else
-    const int64_t n = items / level_count;
     if (grad_jacobian) backward_table<D, F, true>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
     else backward_table<D, F, false>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
 #endif
@@ -304,11 +304,11 @@ POLYFIELD_OP(hash_encode_backward_table_f64, hash_encode_backward_table<double>)
 
 // Gradients that lie level by level already, (L, n, F), as the radiance kernel leaves them
 template <class T>
-void hash_encode_backward_levels(const T* points, const int64_t* levels, const T* grad_features, T* grad_table, Threads<> items, int dimensions,
-                                 int level_count, int width) {
+void hash_encode_backward_levels(const T* points, const int64_t* levels, const T* grad_features, T* grad_table, Threads<>, int64_t n,
+                                 int dimensions, int level_count, int width) {
   dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
-    backward_table_by_level<D, F>(points, (const Level*)levels, grad_features, grad_table, items / level_count, level_count);
+    backward_table_by_level<D, F>(points, (const Level*)levels, grad_features, grad_table, n, level_count);
   });
 }
 POLYFIELD_OP(hash_encode_backward_levels_f32, hash_encode_backward_levels<float>)

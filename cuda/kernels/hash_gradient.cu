@@ -61,13 +61,14 @@ PF_INLINE void point_gradient(Vec<T, F>* v, const T* fraction, const T* slope, V
 #if PF_CUDA
 
 template <int D, int W, class T, class H>
-PF_INLINE void encode_item_with_gradient(const T* point, const H* entries, const Level& level, T* features, T* jacobian, int width) {
+PF_INLINE void encode_item_with_gradient(const T* point, const H* table, const Level& level, T* features, T* jacobian) {
   const Place<D, T> at = place<D>(level, point);
+  const H* entries = table + level.offset * WIDTH;
   T slope[D];
   slopes<D>(point, level.resolution, slope);
-  for (int w = 0; w < width; w += W) {
+  for (int w = 0; w < WIDTH; w += W) {
     Vec<T, W> v[1 << D];
-    corner_values<D, W>(at, entries, width, w, v);
+    corner_values<D, W>(at, entries, WIDTH, w, v);
     const auto t = differentiate<D, false>(v, at.fraction);
     write(features + w, t.value);
     for (int d = 0; d < D; ++d)
@@ -77,16 +78,16 @@ PF_INLINE void encode_item_with_gradient(const T* point, const H* entries, const
 
 template <int D, int W, bool SECOND, class T, class H>
 PF_INLINE void point_gradient_item(const T* point, const H* table, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_point,
-                                   int level_count, int width) {
+                                   int level_count) {
   T total[D] = {};
   for (int l = 0; l < level_count; ++l) {
     const Place<D, T> at = place<D>(levels[l], point);
     T slope[D];
     slopes<D>(point, levels[l].resolution, slope);
-    for (int w = 0; w < width; w += W) {
+    for (int w = 0; w < WIDTH; w += W) {
       Vec<T, W> v[1 << D];
-      corner_values<D, W>(at, table + levels[l].offset * width, width, w, v);
-      const int from = l * width + w;
+      corner_values<D, W>(at, table + levels[l].offset * WIDTH, WIDTH, w, v);
+      const int from = l * WIDTH + w;
       point_gradient<D, W, SECOND>(v, at.fraction, slope, fetch<W>(grad_features + from), SECOND ? grad_jacobian + from * D : nullptr, total);
     }
   }
@@ -140,37 +141,37 @@ void backward_points(const T* points, const H* table, const Level* levels, const
 
 }  // namespace
 
-// ---- entry points: items are points times levels, or points -------------------------------------------------------------
+// ---- entry points ------------------------------------------------------------------------------------------------------
 
 template <class T, class H>
-void hash_encode_with_gradient(const T* points, const H* table, const int64_t* levels_, T* features, T* jacobian, Threads<> items, int dimensions,
-                               int level_count, int width) {
+void hash_encode_with_gradient(const T* points, const H* table, const int64_t* levels_, T* features, T* jacobian, Threads<> items, int64_t n,
+                               int dimensions, int level_count, int width) {
   const Level* levels = (const Level*)levels_;
-  dispatch<2>(dimensions, width, [=](auto dimensions_, auto features_) {
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
-    for_each(items, [=](int64_t i) {
-      const Level& level = levels[i % level_count];
-      encode_item_with_gradient<D, F>(points + i / level_count * D, table + level.offset * width, level, features + i * width, jacobian + i * width * D, width);
+    for_parts(items, n, [=](int64_t i, int l) {
+      const int64_t at = (i * level_count + l) * WIDTH;
+      if (i >= 0) encode_item_with_gradient<D, F>(points + i * D, table, levels[l], features + at, jacobian + at * D);
     });
 #else
-    forward_with_gradient<D, F>(points, table, levels, features, jacobian, items / level_count, level_count);
+    forward_with_gradient<D, F>(points, table, levels, features, jacobian, n, level_count);
 #endif
   });
 }
 
 template <class T, class H>
 void hash_encode_backward_points(const T* points, const H* table, const int64_t* levels_, const T* grad_features, const T* grad_jacobian,
-                                 T* grad_points, Threads<> n, int dimensions, int level_count, int width) {
+                                 T* grad_points, Threads<> n, int64_t, int dimensions, int level_count, int width) {
   const Level* levels = (const Level*)levels_;
-  dispatch<2>(dimensions, width, [=](auto dimensions_, auto features_) {
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
     constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
 #if PF_CUDA
     for_each(n, [=](int64_t i) {
-      const int64_t at = i * level_count * width;
+      const int64_t at = i * level_count * WIDTH;
       const T* point = points + i * D;
-      if (grad_jacobian) point_gradient_item<D, F, true>(point, table, levels, grad_features + at, grad_jacobian + at * D, grad_points + i * D, level_count, width);
-      else point_gradient_item<D, F, false>(point, table, levels, grad_features + at, (const T*)nullptr, grad_points + i * D, level_count, width);
+      if (grad_jacobian) point_gradient_item<D, F, true>(point, table, levels, grad_features + at, grad_jacobian + at * D, grad_points + i * D, level_count);
+      else point_gradient_item<D, F, false>(point, table, levels, grad_features + at, (const T*)nullptr, grad_points + i * D, level_count);
     });
 #else
     if (grad_jacobian) backward_points<D, F, true>(points, table, levels, grad_features, grad_jacobian, grad_points, n, level_count);

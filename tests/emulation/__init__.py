@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "emulation"
 COMPILER = shutil.which("g++")
+ADDS_ATOMICALLY = {"hash_encode_backward_table_f32", "hash_encode_backward_table_f64"}
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
 
 
@@ -64,10 +65,11 @@ def _finish(path: Path, *command: str | Path) -> None:
 
 
 @functools.cache
-def build(kernel: Path) -> Path:
+def build(kernel: Path, constants: nvrtc.Constants = ()) -> Path:
     """The shared library of a kernel file."""
     header, runtime = HERE / "cuda_emulator.h", HERE / "cuda_emulator.cpp"
-    flags = ("-fsanitize=thread", "-I", nvrtc.INCLUDE, "-include", header, "-x", "c++")
+    macros = [f"-D{name}={value}" for name, value in constants]
+    flags = (*macros, "-fsanitize=thread", "-I", nvrtc.INCLUDE, "-include", header, "-x", "c++")
     texts = [header.read_text(), runtime.read_text()]
     objects = (
         _object(kernel.stem, kernel, flags, [*nvrtc.texts(kernel), *texts]),
@@ -82,11 +84,14 @@ def build(kernel: Path) -> Path:
 class Kernel:
     """An entry point in a library of ``build``."""
 
-    def __init__(self, name: str, source: Path):
-        self.name, self.path = name, build(source)
+    def __init__(self, name: str, source: Path, constants: nvrtc.Constants = ()):
+        self.name, self.path = name, build(source, constants)
         self.library = ctypes.CDLL(str(self.path))
         self.library.emulator_launch.restype = ctypes.c_char_p
-        self.function = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
+        try:
+            self.function = ctypes.cast(getattr(self.library, name), ctypes.c_void_p)
+        except AttributeError:
+            raise EmulationError(f"{name}: expected a CUDA kernel, got one for the CPU only") from None
         table = (ctypes.c_int32 * (2 * self._parameter_count())).in_dll(self.library, f"{name}_parameters")
         pairs = zip(table[::2], table[1::2], strict=True)
         self.packing = Packing(name, tuple((chr(kind), size) for kind, size in pairs))
@@ -128,21 +133,20 @@ class Kernel:
 
 
 @functools.cache
-def kernel(name: str) -> Kernel:
+def kernel(name: str, constants: nvrtc.Constants = ()) -> Kernel:
     """By name, from the package or from this folder."""
-    return Kernel(name, nvrtc.sources().get(name) or nvrtc.entry_points(HERE)[name])
+    return Kernel(name, nvrtc.sources().get(name) or nvrtc.entry_points(HERE)[name], constants)
 
 
 @contextlib.contextmanager
-def emulated(*, orders: int = 2, tolerance: float = 0.0) -> Iterator[None]:
-    """Here CUDA kernels work on tensors of the CPU.
+def emulated(*, orders: int = 2) -> Iterator[None]:
+    """Here CUDA kernels work on tensors of the CPU. Each launch is done in so many orders of threads.
 
-    Each launch is done in so many orders of threads; results may differ by ``tolerance`` (relative to the largest
-    number of a tensor): kernels that add floats atomically round differently each time.
+    Results are equal to the bit, but for kernels that add floats atomically, which round differently each time.
     """
 
-    def launch(name: str, arguments: Sequence[Any], slots: list[Any]) -> None:
-        run = kernel(name).run
+    def launch(name: str, arguments: Sequence[Any], slots: list[Any], constants: nvrtc.Constants) -> None:
+        run = kernel(name, constants).run
         tensors = native.tensors_of(arguments)
         before = [t.clone() for _, t in tensors]
         results = []
@@ -153,7 +157,7 @@ def emulated(*, orders: int = 2, tolerance: float = 0.0) -> Iterator[None]:
             results.append([t.clone() for _, t in tensors] if order < orders - 1 else [t for _, t in tensors])
         for (label, last), *others in zip(tensors, *results[:-1], strict=True):
             for other in others:
-                if not same(last, other, tolerance):
+                if not same(last, other, name in ADDS_ATOMICALLY):
                     raise EmulationError(f"{name}: {label}: the result depends on the order of threads")
 
     previous, native.emulator = native.emulator, launch
@@ -163,11 +167,11 @@ def emulated(*, orders: int = 2, tolerance: float = 0.0) -> Iterator[None]:
         native.emulator = previous
 
 
-def same(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """To the bit, or with a tolerance relative to the largest number."""
-    if tolerance and a.is_floating_point():
-        largest = float(b.nan_to_num(0, 0, 0).abs().max()) if b.numel() else 0
-        return torch.allclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True)
+def same(a: Tensor, b: Tensor, rounded: bool) -> bool:
+    """To the bit, or to rounding errors of the largest number."""
+    if rounded and a.is_floating_point():
+        scale = float(b.abs().nan_to_num().max()) if b.numel() else 0
+        return torch.allclose(a, b, rtol=0, atol=64 * torch.finfo(a.dtype).eps * scale, equal_nan=True)
     return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)))
 
 
@@ -191,9 +195,9 @@ class _Made(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def on_gpu(device: torch.device, tolerance: float = 0.0) -> Iterator[None]:
+def on_gpu(device: torch.device) -> Iterator[None]:
     """Here ops run CUDA kernels: on tensors that are made on ``device`` if it is a GPU, else in the emulator."""
-    with _Made(device) if device.type == "cuda" else emulated(tolerance=tolerance):
+    with _Made(device) if device.type == "cuda" else emulated():
         yield
 
 
