@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ..fields.average import Average
 from ..fields.optimizer import Adam
 from ..renderers.exposure import Exposure
 from ..renderers.protocols import Loss, Step
@@ -54,6 +55,7 @@ class Job:
     learning_rate: Callable[[float], float]  # share of the budget spent -> factor on the groups' rates
     samples_per_step: int
     exposure: Exposure | None = None
+    average: Average | None = None
     reached: Tensor | None = None  # (bricks,) bool, while a survey of the occupancy grid is under way
     least_rays: int = 1024
     rays_per_step: int = 1024
@@ -68,12 +70,20 @@ class Job:
         found |= {f"renderer.{k}": v for k, v in self.renderer.state_dict().items()}
         if self.exposure is not None:
             found |= {f"exposure.{k}": v for k, v in self.exposure.state_dict().items()}
+        if self.average is not None:
+            found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         found |= {f"random.{k}": g.get_state() for k, g in self._generators().items()}
         if self.reached is not None:
             found["reached"] = self.reached
         return found | {"random.torch": torch.get_rng_state()}
+
+    def scene_tensors(self) -> dict[str, Tensor]:
+        """What is kept when the fit is over, by name: field and renderer; averaged, if there is an average."""
+        found = {k: v for k, v in self.tensors().items() if k.startswith(("field.", "renderer.", "exposure."))}
+        means = {} if self.average is None or not self.average.updates else self.average.means
+        return found | {f"field.{k}": v for k, v in means.items()}
 
     def metadata(self) -> dict[str, float]:
         return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step, "coarseness": self.renderer.coarseness}
@@ -85,6 +95,8 @@ class Job:
         self.renderer.load_state_dict(part("renderer."))
         if self.exposure is not None:
             self.exposure.load_state_dict(part("exposure."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
         state: dict[int, dict[str, Tensor | int]] = {}
         for name, value in part("optimizer.").items():
             index, key = name.split(".", 1)

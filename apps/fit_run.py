@@ -83,7 +83,7 @@ def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
                 watch.stop = stopped
             fit(job, budget, after, stop=stopped)
         checkpoints.save(job)
-        save_scene(folder, job.tensors(), {**job.metadata(), "step": job.step})
+        save_scene(folder, job.scene_tensors(), {**job.metadata(), "step": job.step})
         if watch is not None and not stopped():
             watch.stay()
     if stopped():

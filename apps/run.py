@@ -152,9 +152,8 @@ def open_data(data: str, downscale: int) -> Scene:
 
 
 def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write ``scene.safetensors``: the parts of a checkpoint that rendering needs."""
-    kept = {k: v for k, v in tensors.items() if k.startswith(("field.", "renderer.", "exposure."))}
-    save_tensors(folder / "scene.safetensors", kept, metadata)
+    """Write ``scene.safetensors``: what rendering needs (``Job.scene_tensors``)."""
+    save_tensors(folder / "scene.safetensors", tensors, metadata)
 
 
 def open_run(folder: Path | str) -> Run:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ...datasets.scene import Scene
+from ...fields.average import Average
 from ...fields.encodings import HashGridConfig
 from ...fields.optimizer import Adam
 from ...fields.radiance_grid import RadianceGrid, RadianceGridConfig
@@ -64,7 +65,7 @@ class OptimizerConfig:
     """Adam, with rates that fall exponentially over the budget."""
 
     learning_rate: float = 3e-2
-    final_fraction: float = 0.2
+    final_fraction: float = 0.3
     """Of the learning rate, at the end of the budget."""
     beta1: float = 0.9
     beta2: float = 0.99
@@ -91,9 +92,11 @@ class Config:
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
-    distortion: Distortion = Distortion(weight=5e-4)
+    distortion: Distortion = Distortion(weight=1e-3)
     opacity: Opacity = Opacity()
     background: Background = Background.AUTO
+    average_every: int = 20
+    """Steps between those that go into the mean of the parameters, which is what the fit keeps; 0 = keep the last."""
     exposure: bool = False
     """Fit one gain per photograph and channel."""
     samples_per_step: int = 32768
@@ -136,13 +139,20 @@ class Config:
             learning_rate=o.factor,
             samples_per_step=self.samples_per_step,
             exposure=exposure,
+            average=Average(model) if self.average_every else None,
         )
         job.generator.manual_seed(seed + 3)
         return job
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.update_occupancy, self.survey]
+        return [self.update_occupancy, self.survey, self.update_average]
+
+    def update_average(self, report: Report) -> None:
+        """Now and then, take the parameters into their mean."""
+        job = report.job
+        if job.average is not None and job.step % self.average_every == 0:
+            job.average.update()
 
     def survey(self, report: Report) -> None:
         """Now and then, look for some steps which bricks training rays reach at all, and march only those after."""
