@@ -1,6 +1,7 @@
 """The vocabulary of the engine, and what is computed from geometry alone: cameras, transforms, surfaces, metrics."""
 
 from .cameras import Camera
+from .gaussians import Gaussians
 from .types import Aabb, CameraModel, Mesh, Pixels, Rays, Samples
 
-__all__ = ["Aabb", "Camera", "CameraModel", "Mesh", "Pixels", "Rays", "Samples"]
+__all__ = ["Aabb", "Camera", "CameraModel", "Gaussians", "Mesh", "Pixels", "Rays", "Samples"]

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Aabb": "geometry",
     "Camera": "geometry",
+    "Gaussians": "geometry",
     "Mesh": "geometry",
     "Pixels": "geometry",
     "Rays": "geometry",
@@ -29,6 +30,7 @@ _WHERE = {
 __all__ = [
     "Aabb",
     "Camera",
+    "Gaussians",
     "Mesh",
     "Pixels",
     "Rays",
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from polyfield.apps.commands.extract import extract_mesh
     from polyfield.apps.run import open_run
     from polyfield.datasets.scene import Scene, open_scene
-    from polyfield.geometry import Aabb, Camera, Mesh, Pixels, Rays, Samples
+    from polyfield.geometry import Aabb, Camera, Gaussians, Mesh, Pixels, Rays, Samples
     from polyfield.geometry.mesh_io import load_mesh, save_mesh
 
 
