@@ -12,24 +12,14 @@ where alpha = 1/255, and is sorted into just those blocks of pixels that it meet
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 
-import torch
 from torch import Tensor
 
-from . import gaussians_torch as interim
+from . import splatting
 from .checks import FLOATS, check_dtype, check_range, check_shape
+from .splatting import Lens, View
 
-ROW = 16  # numbers per projected Gaussian
-MIN_ALPHA = 1 / 255
-
-
-class Lens(IntEnum):
-    """How Gaussians are projected."""
-
-    PINHOLE = 0
-    ORTHOGRAPHIC = 1  # K holds pixels per unit of length
-    FISHEYE = 2  # equidistant: angle from the axis times focal length
+__all__ = ["Lens", "Projected", "Splats", "project_gaussians", "rasterize_gaussians", "render_gaussians"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +27,7 @@ class Projected:
     """Gaussians as an image sees them. Those that it does not see have extents 0 (and zeros elsewhere)."""
 
     rows: Tensor  # (G, 16): what the properties below name
+    counts: Tensor  # (*, 3) int64, to be summed: Gaussians seen, tiles and bands of tile rows that they touch at most
     width: int
     height: int
 
@@ -126,9 +117,9 @@ def project_gaussians(
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
     degree = _check("project_gaussians", gaussians, K, world_to_camera, width, height, degree)
-    return Projected(
-        _interim_rows(gaussians, K, world_to_camera, width, height, degree, near, blur, antialias, lens), width, height
-    )
+    view = View(width, height, degree, near, blur, antialias, lens)
+    rows, counts = splatting.Project.apply(*gaussians, K, world_to_camera, view)
+    return Projected(rows, counts, width, height)
 
 
 def rasterize_gaussians(
@@ -150,7 +141,12 @@ def rasterize_gaussians(
     Returns:
         Differentiable in ``projected.rows``, ``features`` and ``background``.
     """
-    return _interim_draw(projected, features, background, depths, median_depths)
+    _check_drawn("rasterize_gaussians", projected.rows, features, background)
+    drawing = splatting.Drawing(projected.width, projected.height, depths, median_depths)
+    colors, alphas, z_depths, medians, drawn = splatting.Rasterize.apply(
+        projected.rows, projected.counts, features, background, drawing
+    )
+    return Splats(colors, alphas, z_depths, medians, drawn, projected.extents)
 
 
 def render_gaussians(
@@ -187,15 +183,23 @@ def render_gaussians(
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
     degree = _check("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
-    rows = _interim_rows(gaussians, K, world_to_camera, width, height, degree, near, blur, antialias, lens)
-    if statistics is not None and rows.requires_grad:
-        rows.register_hook(lambda g: _interim_statistics(statistics, rows.detach(), g))
-    splats = _interim_draw(Projected(rows, width, height), features, background, depths, median_depths)
-    if grad_buffers is not None:
-        for tensor, buffer in zip(gaussians, grad_buffers, strict=True):
-            if tensor is not None and tensor.requires_grad:
-                tensor.grad = buffer
-    return splats
+    _check_drawn("render_gaussians", means, features, background)
+    view = View(width, height, degree, near, blur, antialias, lens)
+    drawing = splatting.Drawing(width, height, depths, median_depths)
+    return Splats(
+        *splatting.Render.apply(
+            *gaussians, K, world_to_camera, features, background, view, drawing, grad_buffers, statistics
+        )
+    )
+
+
+def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:
+    if features is not None:
+        check_shape(op, "features", features, (gaussians.shape[0], None))
+        check_dtype(op, "features", features, gaussians.dtype)
+    if background is not None:
+        check_shape(op, "background", background, (3,))
+        check_dtype(op, "background", background, gaussians.dtype)
 
 
 def _check(
@@ -235,39 +239,3 @@ def _check(
         return stored
     check_range(op, "degree", degree, 0, stored)
     return degree
-
-
-def _interim_rows(gaussians, K, world_to_camera, width, height, degree, near, blur, antialias, lens):
-    means, quats, log_scales, logits, sh = gaussians
-    sh = None if sh is None else sh[:, : (degree + 1) ** 2]
-    m, c, o, z, rgb, e = interim.project(
-        means, quats, log_scales, logits, sh, K.to(means.dtype), world_to_camera, width, height, near, blur, antialias,
-        lens == Lens.ORTHOGRAPHIC,
-    )  # fmt: skip
-    return torch.cat([m, c, o[:, None], e, rgb, z[:, None], m.new_zeros(len(m), 4)], 1)
-
-
-def _interim_draw(projected, features, background, depths, median_depths):
-    p = projected
-    channels = [p.colors, p.z_depths[:, None], *([] if features is None else [features])]
-    out, T, median = interim.blend(
-        p.means2d, p.conics, p.opacities, p.z_depths, torch.cat(channels, 1), p.extents, p.width, p.height
-    )
-    colors = out[..., :3] if background is None else out[..., :3] + T[..., None] * background
-    return Splats(
-        colors,
-        1 - T,
-        out[..., 3] if depths else None,
-        median if median_depths else None,
-        None if features is None else out[..., 4:],
-        p.extents,
-    )
-
-
-def _interim_statistics(statistics, rows, grad):
-    seen = rows[:, 6] > 0
-    length = grad[:, :2].norm(dim=1)
-    statistics[:, 0] += length
-    statistics[:, 1] += length
-    statistics[:, 2] += seen
-    statistics[:, 3] = torch.maximum(statistics[:, 3], rows[:, 6:8].amax(1))

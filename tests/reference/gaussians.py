@@ -1,4 +1,4 @@
-"""Splatting in torch, tile by tile: each line as in the formula. See ``gaussians.py`` for shapes and units."""
+"""Gaussians in torch, tile by tile: each line as in the formula. Shapes and units as in ``cuda/gaussians.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TILE = 16
-SH_LIMIT = 0.15  # of the image's size: so far beyond its border the projection is linearised where it lies
+OUTSIDE = 0.15  # of the image's size: so far beyond its border the projection is linearised where it lies
 
 
 def rotations(quats: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def rotations(quats: Tensor) -> Tensor:
 
 
 def _sh_basis(d: Tensor, count: int) -> Tensor:
-    from .sh_basis import sh_basis
+    from polyfield.cuda.sh_basis import sh_basis
 
     return sh_basis(d, math.isqrt(count) - 1)
 
@@ -44,7 +44,7 @@ def project(
     near: float = 0.01,
     blur: float = 0.3,
     antialias: bool = False,
-    orthographic: bool = False,
+    lens: int = 0,
     min_alpha: float = 1 / 255,
 ) -> tuple[Tensor, ...]:
     """-> means2d (G, 2), conics (G, 3), opacities (G,), z_depths (G,), colors (G, 3), extents (G, 2); 0 = not seen."""
@@ -52,16 +52,21 @@ def project(
     local = means @ R.T + t
     x, y, z = local.unbind(-1)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    front = z > near
+    distance = local.norm(dim=-1)
+    front = (distance > near) & (z > -0.8 * distance) if lens == 2 else z > near
     x, y, z = (torch.where(front, v, f) for v, f in ((x, 0.0), (y, 0.0), (z, 1.0)))
-    zero = torch.zeros_like(z)
-    if orthographic:
+    zero, focal = torch.zeros_like(z), torch.stack([fx, fy])
+    if lens == 2:
+        means2d, J = _fisheye(torch.stack([x, y, z], -1))
+        means2d, J = means2d * focal + K[:2, 2], J * focal[:, None]
+        z = torch.where(front, distance, 1.0)
+    elif lens == 1:
         means2d = torch.stack([fx * x + cx, fy * y + cy], -1)
         J = torch.stack([fx + zero, zero, zero, zero, fy + zero, zero], -1).view(-1, 2, 3)
     else:
         means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
-        u = torch.clamp(x / z, (-SH_LIMIT * width - cx) / fx, ((1 + SH_LIMIT) * width - cx) / fx)
-        v = torch.clamp(y / z, (-SH_LIMIT * height - cy) / fy, ((1 + SH_LIMIT) * height - cy) / fy)
+        u = torch.clamp(x / z, (-OUTSIDE * width - cx) / fx, ((1 + OUTSIDE) * width - cx) / fx)
+        v = torch.clamp(y / z, (-OUTSIDE * height - cy) / fy, ((1 + OUTSIDE) * height - cy) / fy)
         J = torch.stack([fx / z, zero, -fx * u / z, zero, fy / z, -fy * v / z], -1).view(-1, 2, 3)
     half = J @ R @ rotations(quats) * log_scales.exp()[:, None, :]
     sharp = half @ half.transpose(1, 2)
@@ -82,8 +87,8 @@ def project(
     if sh is None:
         colors = means.new_zeros(len(means), 3)
     else:
-        if orthographic:
-            d = R[2].expand_as(means)
+        if lens == 1:
+            d = (R[2] / R[2].norm()).expand_as(means)
         else:
             d = means + R.T @ t
             d = d / torch.clamp(d.norm(dim=-1, keepdim=True), min=1e-12)
@@ -97,6 +102,27 @@ def project(
         torch.where(seen, colors, 0.0),
         torch.where(seen, extents, 0.0),
     )
+
+
+def _fisheye(p: Tensor) -> tuple[Tensor, Tensor]:
+    """(G, 3) -> equidistant images (G, 2) and their Jacobians (G, 2, 3), by autograd."""
+
+    def image(point: Tensor) -> Tensor:
+        rho = point[:2].norm()
+        return point[:2] * torch.atan2(rho, point[2]) / rho
+
+    return torch.vmap(image)(p), torch.vmap(torch.func.jacrev(image))(p)
+
+
+def render(gaussians, K, pose, width, height, features=None, background=None, smooth=False, degree=None, **view):
+    """-> colors, alphas, z_depths, median depths, features."""
+    *shape, sh = gaussians
+    sh = None if sh is None else sh[:, : ((degree + 1) ** 2 if degree is not None else None)]
+    means2d, conics, opacities, z, colors, extents = project(*shape, sh, K, pose, width, height, **view)
+    channels = torch.cat([colors, z[:, None], *([] if features is None else [features])], 1)
+    out, T, median = blend(means2d, conics, opacities, z, channels, extents, width, height, smooth=smooth)
+    rgb = out[..., :3] if background is None else out[..., :3] + T[..., None] * background
+    return rgb, 1 - T, out[..., 3], median, None if features is None else out[..., 4:]
 
 
 def blend(
