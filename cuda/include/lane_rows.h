@@ -1,0 +1,58 @@
+// Rows of numbers in memory <-> lanes, by transposing in registers; and sixteen sums over lanes at the price of a few.
+#pragma once
+#include "lane_pack.h"
+
+namespace polyfield {
+
+// x[i][j] -> x[j][i], by exchanging ever larger blocks
+template <int N = 1, class T> PF_INLINE void transpose(Lane<T>* x) {
+  if constexpr (N < LANES) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) {
+      if (i & N) continue;
+      const Lane<T> a = x[i], b = x[i + N];
+      x[i] = shuffle(a, b, indices<T>([](int j) { return j & N ? LANES + (j ^ N) : j; }));
+      x[i + N] = shuffle(a, b, indices<T>([](int j) { return j & N ? LANES + j : j ^ N; }));
+    }
+    transpose<2 * N>(x);
+  }
+}
+
+// Rows of `width` numbers, `stride` apart, one row per lane: x[k] = number k of each of the first n rows. And the way back.
+// float64, which only gradient checks use, goes number by number: its shuffles would take the compiler minutes.
+template <class T> PF_INLINE void rows_to_lanes(const T* p, int64_t stride, int width, int n, Lane<T>* x) {
+  if constexpr (sizeof(T) != 4) {
+    for (int k = 0; k < width; ++k) x[k] = load_strided(p + k, stride, n);
+  } else for (int k = 0; k < width; k += LANES) {
+    Lane<T> block[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) block[i] = i < n ? load_n(p + i * stride + k, width - k) : Lane<T>(T(0));
+    transpose(block);
+    for (int i = 0; i < LANES && k + i < width; ++i) x[k + i] = block[i];
+  }
+}
+template <class T> PF_INLINE void lanes_to_rows(T* p, int64_t stride, int width, int n, const Lane<T>* x) {
+  if constexpr (sizeof(T) != 4) {
+    for (int k = 0; k < width; ++k) store_strided(p + k, stride, x[k], n);
+  } else for (int k = 0; k < width; k += LANES) {
+    Lane<T> block[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) block[i] = k + i < width ? x[k + i] : Lane<T>(T(0));
+    transpose(block);
+    for (int i = 0; i < LANES && i < n; ++i) store_n(p + i * stride + k, block[i], width - k);
+  }
+}
+
+// p[k] += the sum over lanes of x[k], k < 16; x is used up.
+template <int N = 1, class T> PF_INLINE void add_sums(T* p, Lane<T>* x) {
+  if constexpr (sizeof(T) != 4) {
+    for (int k = 0; k < 16; ++k) p[k] += sum(x[k]);
+  } else if constexpr (N < LANES) {
+    for (int k = 0; k < 16 / (2 * N); ++k) x[k] = fold<N>(x[2 * k], x[2 * k + 1]);
+    add_sums<2 * N>(p, x);
+  } else {
+    for (int k = 0; k < 16 / LANES; ++k) store(p + LANES * k, load(p + LANES * k) + x[k]);
+  }
+}
+
+}  // namespace polyfield

@@ -1,0 +1,42 @@
+// A projected Gaussian as one row of 16 numbers (a cache line of floats), and what of the image its ellipse can meet.
+//
+// Image: tiles of 16 x 16 pixels, each of 4 x 4 blocks of 4 x 4 pixels. Gradients are summed per Gaussian and band of tile
+// rows: a band is worked on by one thread, in order, so that sums depend on nothing but the image's size.
+#pragma once
+#include "lane_math.h"
+
+namespace polyfield {
+
+// Columns of a row; the gradient to a row has the same, with the sums of absolute gradients to the mean at EXTENT.
+enum Column { MEAN = 0, CONIC = 2, OPACITY = 5, EXTENT = 6, COLOR = 8, DEPTH = 11, ROW = 16 };
+// What blending sums for a row's gradient: v = d loss / d log alpha of a pixel, d its distance from the mean.
+enum Moment { V = 0, V_X, V_Y, V_XX, V_XY, V_YY, ABS_X, ABS_Y, CHANNEL };
+
+constexpr int TILE = 16, CELL = 4, BAND = 2;  // pixels, pixels, tiles
+constexpr double MIN_ALPHA = 1.0 / 255, MAX_ALPHA = 0.999, MIN_TRANSMITTANCE = 1e-4;
+
+// The pixels whose centres lie within the ellipse's bounding box and the image.
+struct Box {
+  int32_t x0, y0, x1, y1;
+  PF_INLINE bool empty() const { return x0 > x1 || y0 > y1; }
+  PF_INLINE int32_t tiles() const { return (x1 / TILE - x0 / TILE + 1) * (y1 / TILE - y0 / TILE + 1); }
+  PF_INLINE int32_t first_band() const { return y0 / (TILE * BAND); }
+  PF_INLINE int32_t bands() const { return y1 / (TILE * BAND) - first_band() + 1; }
+};
+
+// The first and the last of `size` pixels whose centres lie in [low, high].
+template <class T> PF_INLINE int32_t first_pixel(T low, int size) {
+  const T x = low - T(0.5);
+  return x > T(size) ? size : x > T(0) ? int32_t(x) + (T(int32_t(x)) < x) : 0;
+}
+template <class T> PF_INLINE int32_t last_pixel(T high, int size) {
+  const T x = high - T(0.5);
+  return x < T(0) ? -1 : x < T(size) ? int32_t(x) < size - 1 ? int32_t(x) : size - 1 : size - 1;
+}
+template <class T> PF_INLINE Box box_of(const T* row, int width, int height) {
+  if (!(row[EXTENT] > T(0))) return {0, 0, -1, -1};
+  const T x = row[MEAN], y = row[MEAN + 1], ex = row[EXTENT], ey = row[EXTENT + 1];
+  return {first_pixel(x - ex, width), first_pixel(y - ey, height), last_pixel(x + ex, width), last_pixel(y + ey, height)};
+}
+
+}  // namespace polyfield

@@ -1,0 +1,94 @@
+// One tile of an image while Gaussians are blended into it: pixels in lanes, cell by cell, all in the first-level cache.
+//
+// Pixel 16 k + j of a tile is pixel (j % 4, j / 4) of cell k, which is cell (k % 4, k / 4): a vector of 16 lanes is a cell,
+// one of 8 or 4 lanes half or a quarter of it.
+#pragma once
+#include "lane_rows.h"
+#include "splat_row.h"
+
+namespace polyfield {
+
+constexpr int PIXELS = TILE * TILE, CELLS = CELL * CELL, VECTORS = CELLS / LANES;  // VECTORS: of a cell
+constexpr int MOST = 4;                                                            // channels that are blended at a time
+
+// Pixel centres of a tile, relative to its corner.
+template <class T> struct Centers {
+  alignas(64) T x[PIXELS], y[PIXELS];
+  Centers() {
+    for (int i = 0; i < PIXELS; ++i) {
+      const int k = i / CELLS, j = i % CELLS;
+      x[i] = T(CELL * (k % CELL) + j % CELL) + T(0.5), y[i] = T(CELL * (k / CELL) + j / CELL) + T(0.5);
+    }
+  }
+};
+template <class T> const Centers<T>& centers() {
+  static const Centers<T> c;
+  return c;
+}
+
+// An image's channel: where it is read or written, pixel (x, y) at offset + (y width + x) stride. No image: reads as zero.
+template <class T> struct Plane {
+  T* image;
+  int64_t offset, stride;
+};
+template <class T> struct Planes { Plane<T> of[MOST]; };
+
+struct Window {  // of a tile
+  int x0, y0, columns, rows, width;
+  Window(int64_t tile, int width_, int height) : width(width_) {
+    const int tiles_x = (width + TILE - 1) / TILE;
+    x0 = int(tile % tiles_x) * TILE, y0 = int(tile / tiles_x) * TILE;
+    columns = width - x0 < TILE ? width - x0 : TILE;
+    rows = height - y0 < TILE ? height - y0 : TILE;
+  }
+  // f(pixel of the tile, pixel of the image)
+  template <class F> PF_INLINE void for_pixels(F f) const {
+    for (int y = 0; y < rows; ++y)
+      for (int x = 0; x < columns; ++x) f(CELLS * (x / CELL + CELL * (y / CELL)) + x % CELL + CELL * (y % CELL), int64_t(y0 + y) * width + x0 + x);
+  }
+};
+template <class T> PF_INLINE void read_plane(const Window& w, const Plane<T>& from, T* to, T otherwise = T(0)) {
+  for (int i = 0; i < PIXELS; ++i) to[i] = otherwise;
+  if (from.image) w.for_pixels([&](int i, int64_t at) { to[i] = from.image[from.offset + at * from.stride]; });
+}
+template <class T> PF_INLINE void write_plane(const Window& w, const T* from, const Plane<T>& to) {
+  if (to.image) w.for_pixels([&](int i, int64_t at) { to.image[to.offset + at * to.stride] = from[i]; });
+}
+
+// exp for what lies below 0: relative error 3e-6, less than an image can show. float64: exact, for gradient checks.
+PF_INLINE Lane<float> falloff(Lane<float> log2_x) {
+  using F = Lane<float>;
+  const F x = max(log2_x, F(-126.0f)), shifted = x + F(12582912.0f), f = x - (shifted - F(12582912.0f));
+  F p(9.5701e-3f);
+  p = p * f + F(5.591786e-2f);
+  p = p * f + F(2.4024745e-1f);
+  p = p * f + F(6.9312181e-1f);
+  p = p * f + F(0.99999926f);
+  return as_float(as_int(p) + (as_int(shifted) << 23));
+}
+PF_INLINE Lane<double> falloff(Lane<double> log2_x) { return exp(log2_x * Lane<double>(0.69314718055994531)); }
+
+// A Gaussian, ready to be evaluated at a tile's pixels. S: the smooth cutoff of gradient checks, where alpha begins at
+// 1/255 with slope zero: alpha' = (alpha - 1/255)^2 / alpha.
+template <class T> struct Splat {
+  T x, y, a, b, c, opacity;
+  PF_INLINE Splat(const T* row, const Window& w) : x(row[MEAN] - T(w.x0)), y(row[MEAN + 1] - T(w.y0)), opacity(row[OPACITY]) {
+    constexpr T LOG2E = T(1.4426950408889634);
+    a = T(-0.5) * LOG2E * row[CONIC], b = -LOG2E * row[CONIC + 1], c = T(-0.5) * LOG2E * row[CONIC + 2];
+  }
+  // alpha at distance dx, dy, 0 where it does not count, and its derivative by log opacity.
+  template <bool SMOOTH> PF_INLINE Lane<T> alpha(Lane<T> dx, Lane<T> dy, Lane<T>& slope) const {
+    using R = Lane<T>;
+    const R full = R(opacity) * falloff((R(a) * dx + R(b) * dy) * dx + R(c) * dy * dy);
+    const auto counts = full >= R(T(MIN_ALPHA));
+    R x = full, s = full;
+    if constexpr (SMOOTH) {
+      const R e(T(MIN_ALPHA) * T(MIN_ALPHA));
+      x = full - R(T(2 * MIN_ALPHA)) + e / full, s = full - e / full;
+    }
+    slope = select(counts & (x < R(T(MAX_ALPHA))), s, R(T(0)));
+    return select(counts, min(x, R(T(MAX_ALPHA))), R(T(0)));
+  }
+};
+
+}  // namespace polyfield

@@ -1,0 +1,270 @@
+"""How ``gaussians.py`` calls its kernels (``kernels/splat_*.cu``), and the autograd nodes around them.
+
+Project: Gaussians -> rows. Sort: rows -> entries by tile, in order of depth. Draw: entries -> images, up to four
+channels at a time. Backward sums moments per Gaussian and band of tiles (slots), which ``splat_gather`` turns into
+gradients of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .native import Table, launch
+
+ROW = 16  # numbers per projected Gaussian
+CHUNK = 2048  # Gaussians whose counts and pose gradients are summed together
+COLOR, CHANNELS = 8, 4  # first channel of a row; channels drawn at a time
+TILE = 16
+SMOOTH_CUTOFF = False  # float64 only: what gradient checks set, for alpha >= 1/255 is a jump
+
+Images = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
+
+
+class Lens(IntEnum):
+    """How Gaussians are projected."""
+
+    PINHOLE = 0
+    ORTHOGRAPHIC = 1  # K holds pixels per unit of length
+    FISHEYE = 2  # equidistant: angle from the axis times focal length
+
+
+@dataclass(frozen=True)
+class View:
+    """What projection needs to know besides tensors."""
+
+    width: int
+    height: int
+    degree: int  # -1: no colours
+    near: float
+    blur: float
+    antialias: bool
+    lens: Lens
+
+    @property
+    def numbers(self) -> tuple[int | float, ...]:
+        """As the kernels take them."""
+        return int(self.lens), self.width, self.height, self.near, self.blur, int(self.antialias)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn."""
+
+    width: int
+    height: int
+    depths: bool
+    median_depths: bool
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Entries by tile, and where gradients are summed."""
+
+    entries: Tensor  # (N,) int64: a Gaussian's number, and from bit 32 on the cells of the tile that it meets
+    tile_offsets: Tensor  # (tiles + 1,) int64
+    slot_of: Tensor  # (G,) int32: the slot of a Gaussian and band is the number here + band
+    slots: int
+
+
+def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """-> rows (G, 16), counts (chunks, 3)."""
+    means, sh = gaussians[0], gaussians[4]
+    rows = means.new_empty(len(means), ROW)
+    counts = torch.empty(-(-len(means) // CHUNK), 3, dtype=torch.int64, device=means.device)
+    stored = 0 if sh is None else sh.shape[1]
+    launch(
+        "splat_project", means.dtype, *gaussians, len(means), stored, view.degree, K, pose, *view.numbers, rows, counts
+    )
+    return rows, counts
+
+
+def project_backward(gaussians, K, pose, view, rows, grad_rows, buffers, with_pose, statistics) -> Tensor | None:
+    """Adds to ``buffers`` (those that are not None) and ``statistics``; -> the gradient of the pose."""
+    means, sh = gaussians[0], gaussians[4]
+    chunks = -(-len(means) // CHUNK)
+    grad_pose = torch.zeros(chunks, 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
+    stored = 0 if sh is None else sh.shape[1]
+    arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
+    launch("splat_project_backward", means.dtype, *arguments, rows, grad_rows, *buffers, grad_pose, statistics)
+    if grad_pose is None:
+        return None
+    return torch.cat([grad_pose.sum(0), grad_pose.new_zeros(1, 4)]).to(pose.dtype)
+
+
+def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
+    """Which Gaussians each tile blends."""
+    _, most, slots = counts.sum(0).tolist()
+    tiles = -(-width // TILE) * -(-height // TILE)
+    entries, tile_offsets = (torch.empty(n, dtype=torch.int64, device=rows.device) for n in (most, tiles + 1))
+    slot_of = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
+    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, most, entries, tile_offsets, slot_of)
+    return Sorted(entries, tile_offsets, slot_of, slots)
+
+
+def _planes(images: list[tuple[Tensor, int, int]]) -> Table:
+    return Table([x for plane in images for x in plane], 3 * CHANNELS)
+
+
+def _passes(rows: Tensor, colors: Any, depths: Any, features: Tensor | None, drawn: Any):
+    """What is drawn at a time: source of the channels, its first and number, and the planes of the image."""
+    planes = [(colors, c, 3) for c in range(3)] + ([] if depths is None else [(depths, 0, 1)])
+    yield rows, COLOR, len(planes), planes
+    if features is not None:
+        C = features.shape[1]
+        for first in range(0, C, CHANNELS):
+            n = min(CHANNELS, C - first)
+            yield features, first, n, [(drawn, first + c, C) for c in range(n)]
+
+
+def draw(rows: Tensor, lists: Sorted, features: Tensor | None, background: Tensor | None, what: Drawing) -> Images:
+    """-> colours, alphas, z_depths, median depths, features."""
+    size = (what.height, what.width)
+    colors, alphas = rows.new_empty(*size, 3), rows.new_empty(size)
+    z_depths = rows.new_empty(size) if what.depths else None
+    medians = rows.new_empty(size) if what.median_depths else None
+    drawn = None if features is None else rows.new_empty(*size, features.shape[1])
+    scene = (rows, lists.entries, lists.tile_offsets, len(lists.tile_offsets) - 1, what.width, what.height)
+    for source, first, n, planes in _passes(rows, colors, z_depths, features, drawn):
+        extra = (background, alphas, medians) if source is rows else (None, None, None)
+        channels = (source, first, source.shape[1], n)
+        launch("splat_blend", rows.dtype, *scene, *channels, _planes(planes), *extra, int(SMOOTH_CUTOFF))
+    return colors, alphas, z_depths, medians, drawn
+
+
+def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Drawing) -> tuple[Tensor, Tensor | None]:
+    """-> gradients of rows and features."""
+    grad_colors, grad_alphas, grad_depths, _, grad_drawn = (None if g is None else g.contiguous() for g in grads)
+    colors, alphas, z_depths, _, drawn = images
+    grad_rows = torch.empty_like(rows)
+    grad_features = None if features is None else torch.empty_like(features)
+    slots = rows.new_empty(lists.slots, ROW)
+    scene = (rows, lists.entries, lists.tile_offsets, what.width, what.height)
+    forward = _passes(rows, colors, z_depths, features, drawn)
+    backward = _passes(rows, grad_colors, None if z_depths is None else grad_depths, features, grad_drawn)
+    for (source, first, n, planes), (_, _, _, grad_planes) in zip(forward, backward, strict=True):
+        of_rows = source is rows
+        alpha = (alphas, grad_alphas if of_rows else None)
+        channels = (source, first, source.shape[1], n)
+        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.slots, lists.slot_of)
+        launch("splat_blend_backward", rows.dtype, *scene, *channels, *given, int(SMOOTH_CUTOFF))
+        where = (rows, slots, lists.slot_of, len(rows), what.width, what.height)
+        to = (None, 0, 0, 0) if of_rows else (grad_features, *channels[1:])
+        launch("splat_gather", rows.dtype, *where, grad_rows, int(not of_rows), *to)
+    return grad_rows, grad_features
+
+
+def _grad_background(background, grad_colors, alphas):
+    return torch.einsum("hw,hwc->c", 1 - alphas, grad_colors).to(background.dtype)
+
+
+class Project(torch.autograd.Function):
+    """Gaussians, K, world_to_camera, view -> rows, counts."""
+
+    @staticmethod
+    def forward(ctx, means, quats, log_scales, logit_opacities, sh, K, pose, view):
+        gaussians = _contiguous(means, quats, log_scales, logit_opacities, sh)
+        K, pose = K.to(pose).contiguous(), pose.contiguous()
+        rows, counts = project(gaussians, K, pose, view)
+        ctx.view = view
+        ctx.save_for_backward(*gaussians, K, pose, rows)
+        ctx.mark_non_differentiable(counts)
+        return rows, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_rows, _):
+        *gaussians, K, pose, rows = ctx.saved_tensors
+        buffers = _new_buffers(gaussians, ctx.needs_input_grad)
+        grad_pose = project_backward(
+            gaussians, K, pose, ctx.view, rows, grad_rows.contiguous(), buffers, ctx.needs_input_grad[6], None
+        )
+        return *buffers, None, grad_pose, None
+
+
+class Rasterize(torch.autograd.Function):
+    """rows, counts, features, background, drawing -> images."""
+
+    @staticmethod
+    def forward(ctx, rows, counts, features, background, what):
+        rows, features, background = _contiguous(rows, features, background)
+        lists = sort(rows, counts, what.width, what.height)
+        images = draw(rows, lists, features, background, what)
+        ctx.lists, ctx.what = lists, what
+        ctx.save_for_backward(rows, features, background, *images)
+        if images[3] is not None:
+            ctx.mark_non_differentiable(images[3])
+        ctx.set_materialize_grads(False)
+        return images
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        rows, features, background, *images = ctx.saved_tensors
+        grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads, ctx.what)
+        wants_background = background is not None and ctx.needs_input_grad[3] and grads[0] is not None
+        grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
+        return grad_rows, None, grad_features, grad_background, None
+
+
+class Render(torch.autograd.Function):
+    """Both in one node -> images and extents."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        means,
+        quats,
+        log_scales,
+        logit_opacities,
+        sh,
+        K,
+        pose,
+        features,
+        background,
+        view,
+        what,
+        buffers,
+        statistics,
+    ):
+        gaussians = _contiguous(means, quats, log_scales, logit_opacities, sh)
+        K, pose = K.to(pose).contiguous(), pose.contiguous()
+        features, background = _contiguous(features, background)
+        rows, counts = project(gaussians, K, pose, view)
+        lists = sort(rows, counts, what.width, what.height)
+        images = draw(rows, lists, features, background, what)
+        ctx.view, ctx.what, ctx.lists, ctx.buffers, ctx.statistics = view, what, lists, buffers, statistics
+        ctx.save_for_backward(*gaussians, K, pose, rows, features, background, *images)
+        extents = rows[:, 6:8]
+        ctx.mark_non_differentiable(extents, *(() if images[3] is None else (images[3],)))
+        ctx.set_materialize_grads(False)
+        return *images, extents
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        *gaussians, K, pose, rows, features, background = ctx.saved_tensors[:10]
+        images = ctx.saved_tensors[10:]
+        needs = ctx.needs_input_grad
+        grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
+        buffers = ctx.buffers if ctx.buffers is not None else _new_buffers(gaussians, needs)
+        grad_pose = project_backward(gaussians, K, pose, ctx.view, rows, grad_rows, buffers, needs[6], ctx.statistics)
+        wants_background = background is not None and needs[8] and grads[0] is not None
+        grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
+        given = (None,) * 5 if ctx.buffers is not None else buffers
+        return *given, None, grad_pose, grad_features, grad_background, None, None, None, None
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def _new_buffers(gaussians, needs) -> tuple[Tensor | None, ...]:
+    return tuple(
+        torch.zeros_like(t) if t is not None and need else None for t, need in zip(gaussians, needs, strict=False)
+    )
