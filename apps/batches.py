@@ -1,33 +1,39 @@
 """Random pixels of all training views, mixed: what a step of a ray-marching fit is made of.
 
 Photographs stay uint8. Camera-space directions are computed once per distinct intrinsics (12 bytes per pixel), so that
-a distorted lens costs nothing per step. One generator draws everything: equal seeds give equal batches.
+a distorted lens costs nothing per step. One generator draws everything: equal seeds give equal batches. For a fit on a
+GPU all of this lies in its memory if half of what is free there holds it; else batches are drawn in the computer's own
+memory and travel, pinned, while the GPU works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..datasets.scene import Frame
 from ..geometry import Camera, Pixels, Rays
+from .devices import CPU, free_memory
+
+SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
 def _pixel_centers(camera: Camera) -> Tensor:
-    y, x = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
+    y, x = (torch.arange(size, device=camera.K.device) for size in (camera.height, camera.width))
+    y, x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([x, y], -1).reshape(-1, 2) + 0.5
 
 
 class PixelBatches:
-    """Draws ``(Rays, Pixels)`` of random training pixels."""
+    """Draws ``(Rays, Pixels)`` of random training pixels, on ``device``."""
 
-    def __init__(self, frames: Sequence[Frame], *, near: float, seed: int = 0) -> None:
+    def __init__(self, frames: Sequence[Frame], *, near: float, seed: int = 0, device: torch.device = CPU) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
-        self.generator = torch.Generator().manual_seed(seed)
-        self.near = near
+        self.near, self.device = near, device
         lenses: dict[object, int] = {}
         directions: list[Tensor] = []
         first: list[int] = []  # where a frame's lens starts in the table of directions
@@ -46,10 +52,11 @@ class PixelBatches:
                 directions.append(camera.directions(_pixel_centers(camera)).float())
                 total += len(directions[-1])
             first.append(lenses[key])
+        sizes = [f.camera.width * f.camera.height for f in frames]
+        self.count = sum(sizes)
         self.directions = torch.cat(directions)
-        self.lens_offsets = torch.tensor(first)
-        sizes = torch.tensor([f.camera.width * f.camera.height for f in frames])
-        self.pixel_offsets = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+        self.lens_offsets = torch.tensor(first, device=CPU)
+        self.pixel_offsets = torch.tensor([0, *sizes], device=CPU).cumsum(0)
         self.colors = torch.cat([f.colors.reshape(-1, 3) for f in frames])
         has_alpha = any(f.alphas is not None for f in frames)
         self.alphas = torch.cat([_or_full(f.alphas, f, 255, torch.uint8) for f in frames]) if has_alpha else None
@@ -57,6 +64,16 @@ class PixelBatches:
         self.masks = torch.cat([_or_full(f.mask, f, True, torch.bool) for f in frames]) if has_mask else None
         poses = torch.stack([f.camera.camera_to_world for f in frames]).float()
         self.rotations, self.positions = poses[:, :3, :3].contiguous(), poses[:, :3, 3].contiguous()
+        self.storage = CPU  # where photographs are and batches are drawn
+        if device.type != "cpu" and self.memory_bytes <= SHARE * free_memory(device):
+            self._move(device)
+        self.generator = torch.Generator(self.storage).manual_seed(seed)
+
+    def _move(self, device: torch.device) -> None:
+        self.storage = device
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     @property
     def memory_bytes(self) -> int:
@@ -66,26 +83,33 @@ class PixelBatches:
 
     def draw(self, rays: int) -> tuple[Rays, Pixels]:
         """``rays`` pixels, uniformly over all pixels of all views."""
-        pixel = torch.randint(int(self.pixel_offsets[-1]), (rays,), generator=self.generator)
+        pixel = torch.randint(self.count, (rays,), generator=self.generator, device=self.storage)
         camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
         local = self.directions.index_select(0, self.lens_offsets[camera] + pixel - self.pixel_offsets[camera])
         directions = (self.rotations.index_select(0, camera) @ local[:, :, None])[:, :, 0]
         view = Rays(
             self.positions.index_select(0, camera),
             directions,
-            torch.full((rays,), self.near),
-            torch.full((rays,), float("inf")),
+            torch.full((rays,), self.near, device=self.storage),
+            torch.full((rays,), float("inf"), device=self.storage),
             camera_indices=camera,
         )
         target = Pixels(
-            colors=self.colors.index_select(0, pixel).float().mul_(1 / 255),
-            alphas=None if self.alphas is None else self.alphas.index_select(0, pixel).float().mul_(1 / 255),
+            colors=self.colors.index_select(0, pixel),
+            alphas=None if self.alphas is None else self.alphas.index_select(0, pixel),
             masks=None if self.masks is None else self.masks.index_select(0, pixel),
         )
-        return view, target
+        if self.storage != self.device:
+            view, target = view.send(self.device), target.send(self.device)
+        return view, replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas))
+
+
+def _unit(values: Tensor | None) -> Tensor | None:
+    """0 to 255 -> 0 to 1."""
+    return None if values is None else values.float().mul_(1 / 255)
 
 
 def _or_full(values: Tensor | None, frame: Frame, full: float, dtype: torch.dtype) -> Tensor:
     if values is None:
-        return torch.full((frame.camera.height * frame.camera.width,), full, dtype=dtype)
+        return torch.full((frame.camera.height * frame.camera.width,), full, dtype=dtype, device=frame.colors.device)
     return values.reshape(-1)

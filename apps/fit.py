@@ -18,6 +18,7 @@ from ..renderers.exposure import Exposure
 from ..renderers.protocols import Loss, Step
 from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
+from .devices import CPU, default_generator, read_later
 from .errors import UserError
 
 MIN_RAYS, MAX_RAYS = 256, 65536
@@ -62,7 +63,12 @@ class Job:
     step: int = 0
     elapsed: float = 0.0
     idle: float = 0.0  # seconds that a callable after a step waited for the user: not counted in ``elapsed``
-    generator: torch.Generator = field(default_factory=torch.Generator)  # occupancy updates
+    generator: torch.Generator = field(default_factory=torch.Generator)  # occupancy updates; on the fit's device
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.renderer.device
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes while fitting, by name; ``restore`` takes it back."""
@@ -73,11 +79,13 @@ class Job:
         if self.average is not None:
             found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+            found |= {
+                f"optimizer.{index}.{k}": torch.as_tensor(v, device=getattr(v, "device", CPU)) for k, v in state.items()
+            }
         found |= {f"random.{k}": g.get_state() for k, g in self._generators().items()}
         if self.reached is not None:
             found["reached"] = self.reached
-        return found | {"random.torch": torch.get_rng_state()}
+        return found
 
     def scene_tensors(self) -> dict[str, Tensor]:
         """What is kept when the fit is over, by name: field and renderer; averaged, if there is an average."""
@@ -89,7 +97,10 @@ class Job:
         return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step, "coarseness": self.renderer.coarseness}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, float]) -> None:
-        """Go on from what ``tensors`` and ``metadata`` described."""
+        """Go on from what ``tensors`` and ``metadata`` described, whatever device it was on.
+
+        A CPU's and a GPU's random numbers are not the same: across, they begin anew, from the step's number.
+        """
         part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
         self.field.load_state_dict(part("field."))
         self.renderer.load_state_dict(part("renderer."))
@@ -103,15 +114,20 @@ class Job:
             state.setdefault(int(index), {})[key] = int(value) if key == "step" else value
         if state:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for name, generator in self._generators().items():
-            generator.set_state(tensors[f"random.{name}"])
-        torch.set_rng_state(tensors["random.torch"])
-        self.reached = tensors.get("reached")
         self.step, self.elapsed = int(metadata["step"]), float(metadata["elapsed"])
+        for number, (name, generator) in enumerate(self._generators().items()):
+            kept = tensors[f"random.{name}"]
+            if kept.shape == generator.get_state().shape:
+                generator.set_state(kept)
+            else:
+                generator.manual_seed(4 * self.step + number)
+        reached = tensors.get("reached")
+        self.reached = None if reached is None else reached.to(self.device)
         self.rays_per_step, self.renderer.coarseness = int(metadata["rays_per_step"]), float(metadata["coarseness"])
 
     def _generators(self) -> dict[str, torch.Generator]:
-        return {"batches": self.batches.generator, "march": self.renderer.generator, "occupancy": self.generator}
+        found = {"batches": self.batches.generator, "march": self.renderer.generator, "occupancy": self.generator}
+        return found | {"torch": default_generator(self.device)}
 
 
 @dataclass(frozen=True)
@@ -163,20 +179,26 @@ def _one_step(job: Job, spent: float) -> Report:
         )
     step = Step(job.step, job.field, rays, render, target)
     terms = {name: loss(step) for name, loss in job.losses.items()}
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    for name, value in values.items():
-        if not abs(value) < float("inf"):
-            raise NotFiniteError(
-                f"fit: loss {name!r}: expected a finite number at step {job.step}, got {value}; lower the learning rate"
-            )
+    total = sum(terms.values(), start=torch.zeros((), device=job.device))
+    numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))
     job.optimizer.zero_grad()
-    total = sum(terms.values(), torch.zeros(()))
     if total.requires_grad:
         total.backward()
+    values = dict(zip(terms, numbers()[1:], strict=True))
+    _check_finite(values, job.step)
+    if total.requires_grad:
         job.optimizer.step()
     job.step += 1
     _adapt(job, len(render.samples) if render.samples is not None else 0, spent)
     return Report(job, step, values, spent)
+
+
+def _check_finite(values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not abs(value) < float("inf"):
+            raise NotFiniteError(
+                f"fit: loss {name!r}: expected a finite number at step {step}, got {value}; lower the learning rate"
+            )
 
 
 def _adapt(job: Job, samples: int, spent: float) -> None:

@@ -55,12 +55,12 @@ class Rates:
 class Progress:
     """One line on the terminal that is written over; in a file or pipe, a line every ten seconds."""
 
-    def __init__(self, scene: Scene, budget: Budget, quiet: bool) -> None:
+    def __init__(self, scene: Scene, budget: Budget, place: str, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.every = 10.0 if quiet else 0.5
-        self.quiet, self.budget, self.scene = quiet, budget, scene
+        self.quiet, self.budget, self.scene, self.place = quiet, budget, scene, place
         self.console = Console(soft_wrap=True)
         self.bar = Progress(
             BarColumn(bar_width=20), TextColumn("{task.description}"), console=self.console, disable=quiet
@@ -71,7 +71,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self.console.print(
             f"{self.scene.name}: {len(self.scene.train)} training views, {len(self.scene.test)} held out, "
-            f"{self.scene.memory_bytes / 2**20:.0f} MB of pixels"
+            f"{self.scene.memory_bytes / 2**20:.0f} MB of pixels, {self.place}"
         )
         self.bar.start()
         return self

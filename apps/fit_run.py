@@ -13,6 +13,7 @@ import torch
 
 from ..datasets import demo
 from ..datasets.scene import Scene
+from .devices import choose_device, describe, enough_memory
 from .errors import UserError
 from .fit import Budget, Job, fit
 from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
@@ -21,6 +22,9 @@ from .run import Asked, Run, SceneFacts, open_data, open_run, save_scene
 
 if TYPE_CHECKING:
     from .viewer import FitView
+
+
+LESS_MEMORY = "lower --samples-per-step or --field.grid.log2-size, shrink the photographs with --downscale"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Options:
     """Two runs with the same seed, steps and threads are identical."""
     threads: int | None = None
     """CPU threads; by default all cores."""
+    device: str = "auto"
+    """Where to fit: auto (the GPU if it can be used), cpu, cuda or cuda:N."""
     resume: bool = False
     """Go on from the run's newest checkpoint."""
     overwrite: bool = False
@@ -56,20 +62,27 @@ class Options:
 def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
     """Fit ``data`` (a folder, or the name of a built-in scene) with a recipe's ``Config``; returns the finished run.
 
-    Raises UserError for a run folder that exists, data that cannot be read, options that contradict each other.
+    Raises UserError for a run folder that exists, data that cannot be read, options that contradict each other, a
+    device that cannot be used, and too little memory.
     """
-    name = type(config).__module__.rpartition(".")[2]
     _check(options)
+    device = choose_device(options.device)
+    with enough_memory("fit", device, LESS_MEMORY):
+        return _fit_run(data, config, options, device)
+
+
+def _fit_run(data: str | Path, config: Any, options: Options, device: torch.device) -> Run:
+    name = type(config).__module__.rpartition(".")[2]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = Path(options.run) if options.run else Path("runs") / f"{Path(data).name}-{name}"
     asked, scene = _open(str(data), name, config, folder, options)
-    job = asked.config.build(scene, asked.seed)
+    job = asked.config.build(scene, asked.seed, device)
     checkpoints = Checkpoints(folder, options.checkpoint_every)
     if options.resume:
         checkpoints.restore(job)
     budget = Budget(asked.steps, asked.seconds)
-    progress = Progress(scene, budget, quiet=not sys.stdout.isatty())
+    progress = Progress(scene, budget, _place(job), quiet=not sys.stdout.isatty())
     after = [*asked.config.after_step(), progress, Log(folder)]
     if options.preview_every > 0 and scene.test:
         after.append(Previews(folder, scene.test[0], options.preview_every))
@@ -90,13 +103,25 @@ def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
         print(f"Stopped at step {job.step}; go on with: polyfield fit {name} {data} --run {folder} --resume")
     print(
         f"Fitted {scene.name} in {job.elapsed:.1f} s ({job.step} steps, "
-        f"peak memory {peak_memory_bytes() / 2**30:.2f} GB): {folder}"
+        f"peak memory {peak_memory_bytes() / 2**30:.2f} GB{_gpu_memory(device)}): {folder}"
     )
     print(
         f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n"
         f"  polyfield view {folder}"
     )
-    return open_run(folder)
+    return open_run(folder, device)
+
+
+def _place(job: Job) -> str:
+    """Where the fit is, and where its photographs are, for people."""
+    away = ", drawn from in the computer's memory" if job.batches.storage != job.device else ""
+    return f"fitted on {describe(job.device)}{away}"
+
+
+def _gpu_memory(device: torch.device) -> str:
+    if device.type == "cpu":
+        return ""
+    return f" and {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GB on the GPU"
 
 
 def _watch(job: Job, scene: Scene, folder: Path, port: int) -> FitView:

@@ -29,11 +29,12 @@ def depth_picture(depths: Tensor, alphas: Tensor) -> Tensor:
     """Depths (H, W) as colours, near warm and far cold; black where nothing is."""
     seen = alphas > 0.5
     if not bool(seen.any()):
-        return torch.zeros(*depths.shape, 3)
-    low, high = torch.quantile(depths[seen][:: max(1, int(seen.sum()) // 100_000)], torch.tensor([0.02, 0.98]))
+        return depths.new_zeros(*depths.shape, 3)
+    ends = depths.new_tensor([0.02, 0.98])
+    low, high = torch.quantile(depths[seen][:: max(1, int(seen.sum()) // 100_000)], ends)
     x = ((depths - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     # Four control colours, in the spirit of matplotlib's "inferno" reversed.
-    stops = torch.tensor([[0.99, 0.91, 0.55], [0.93, 0.41, 0.15], [0.55, 0.13, 0.42], [0.08, 0.04, 0.25]])
+    stops = depths.new_tensor([[0.99, 0.91, 0.55], [0.93, 0.41, 0.15], [0.55, 0.13, 0.42], [0.08, 0.04, 0.25]])
     position = x * (len(stops) - 1)
     below = position.long().clamp(max=len(stops) - 2)
     blend = (position - below)[..., None]

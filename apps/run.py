@@ -26,6 +26,7 @@ from ..renderers.volume import VolumeRenderer
 from . import discover
 from .checkpoint import load_tensors, save_tensors, write_whole
 from .config_io import from_json, to_json
+from .devices import CPU, choose_device
 from .errors import UserError
 
 RECIPES = f"{__package__}.recipes"
@@ -58,7 +59,7 @@ class SceneFacts:
     @property
     def matrix(self) -> Tensor:
         """(4, 4) scene_to_world."""
-        return torch.tensor(self.scene_to_world)
+        return torch.tensor(self.scene_to_world, device=CPU)
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class Run:
     step: int
     elapsed: float
 
+    @property
+    def device(self) -> torch.device:
+        """Where field and renderer are."""
+        return self.renderer.device
+
     def scene(self) -> Scene:
         """The photographs it was fitted to, read again from where they were."""
         return open_data(self.asked.data, self.asked.downscale)
@@ -156,10 +162,12 @@ def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     save_tensors(folder / "scene.safetensors", tensors, metadata)
 
 
-def open_run(folder: Path | str) -> Run:
+def open_run(folder: Path | str, device: str | torch.device = "auto") -> Run:
     """Open a run's fitted scene; while it is still being fitted, its newest checkpoint.
 
-    Raises UserError if the folder is no run, or nothing has been fitted yet.
+    ``device``: as ``--device`` has it, see ``devices.choose_device``; it need not be the one that it was fitted on.
+
+    Raises UserError if the folder is no run, nothing has been fitted yet, or the device cannot be used.
     """
     from .checkpoint import load_newest
 
@@ -172,7 +180,7 @@ def open_run(folder: Path | str) -> Run:
             f"{folder}: expected a fitted scene or a checkpoint, found none; let `polyfield fit --resume` finish first"
         )
     tensors, metadata = loaded
-    field, renderer = asked.config.build_model(asked.facts)
+    field, renderer = asked.config.build_model(asked.facts, choose_device(device))
     for prefix, part in (("field.", field), ("renderer.", renderer)):
         part.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     renderer.eval()

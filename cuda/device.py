@@ -66,17 +66,32 @@ def architecture(index: int) -> str:
     return f"sm_{major}{minor}"
 
 
-def problem() -> str | None:
-    """Why this machine cannot run kernels on a GPU, or None if it can."""
+def problem(index: int = 0) -> str | None:
+    """Why torch and our kernels cannot use this GPU, and what to do about it; None if they can."""
+    built = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{built} is built for the CPU only; install one that is built for CUDA (see pytorch.org)"
     if not torch.cuda.is_available():
-        built = f"torch {torch.__version__}"
-        return f"{built} is built for the CPU only" if torch.version.cuda is None else f"{built} finds no NVIDIA GPU"
+        return f"{built} finds no NVIDIA GPU ({_why_none()}); check the driver with nvidia-smi"
+    if index >= (count := torch.cuda.device_count()):
+        return (
+            f"there is no cuda:{index}, for {built} finds {count} GPU{'s' if count > 1 else ''}; choose a lower number"
+        )
     try:
-        for index in range(torch.cuda.device_count()):
-            _kernel("packed_indices", architecture(index))
+        torch.ones(1, device=torch.device("cuda", index)).add_(1)  # an architecture that torch has no code for
+        _kernel("packed_indices", architecture(index))
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def _why_none() -> str:
+    """torch's own words: no driver, an old driver, no device."""
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return str(error).strip().split("\n")[0].rstrip(".")
+    return "it does not say why"
 
 
 def launch(name: str, device: torch.device, arguments: Sequence[Any], constants: nvrtc.Constants = ()) -> None:

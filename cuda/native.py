@@ -22,6 +22,7 @@ from torch import Tensor
 from . import device as gpu
 from .nvrtc import Constants
 
+CPU = torch.device("cpu")
 ISAS = ("portable", "avx2", "avx512")  # from the slowest to the fastest
 ISA_VARIABLE = "POLYFIELD_ISA"
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -64,8 +65,10 @@ def isa() -> str:
     return wanted
 
 
-def has_bfloat16() -> bool:
-    """Whether bfloat16 matrix products run natively with the instruction set in use."""
+def has_bfloat16(device: torch.device = CPU) -> bool:
+    """Whether bfloat16 matrix products run natively: on a GPU, or with the instruction set in use on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return isa() == "avx512" and "bf16" in features()
 
 

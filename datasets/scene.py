@@ -149,7 +149,7 @@ class Scene:
         """Points (N, 3) in the scene's frame -> (N,) int64: how many training images they project into."""
         count = torch.zeros(points.shape[0], dtype=torch.long, device=points.device)
         for frame in self.train:
-            camera = frame.camera
+            camera = frame.camera.to(points.device)
             pixels, _ = camera.project(points)
             size = pixels.new_tensor([camera.width, camera.height])
             count += ((pixels >= 0) & (pixels <= size)).all(-1)  # NaN compares False

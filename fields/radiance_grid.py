@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..cuda.native import has_bfloat16
+from ..cuda.native import CPU, has_bfloat16
 from ..cuda.radiance import MAX_LOG_DENSITY, radiance, radiance_density
 from ..cuda.sh_basis import sh_basis
 from ..geometry.types import Aabb
@@ -34,18 +34,18 @@ class RadianceGridConfig:
     sh_degree: int = 3
     """Highest spherical-harmonics band of the view direction, 0 to 4."""
     bfloat16: bool | None = None
-    """Products of the networks in bfloat16; None = where the processor has it."""
+    """Products of the networks in bfloat16; None = where the processor, or the GPU, has it."""
 
-    def build(self, bounds: Aabb) -> RadianceGrid:
-        return RadianceGrid(self, bounds)
+    def build(self, bounds: Aabb, device: torch.device = CPU) -> RadianceGrid:
+        return RadianceGrid(self, bounds, device)
 
 
 class RadianceGrid(nn.Module):
     """Density and colour over ``bounds``; outside, those of the nearest point of the bounds."""
 
-    def __init__(self, config: RadianceGridConfig, bounds: Aabb) -> None:
+    def __init__(self, config: RadianceGridConfig, bounds: Aabb, device: torch.device = CPU) -> None:
         super().__init__()
-        bfloat16 = has_bfloat16() if config.bfloat16 is None else config.bfloat16
+        bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         self.config = config
         self.encoding = config.grid.build()
         self.density_network = config.density.build(
@@ -55,6 +55,7 @@ class RadianceGrid(nn.Module):
         self.color_network = config.color.build(inputs, 3, bfloat16=bfloat16)
         self.register_buffer("bounds_low", bounds.low.clone())
         self.register_buffer("bounds_high", bounds.high.clone())
+        self.to(device)  # made on the CPU: the same first values everywhere
 
     @property
     def bounds(self) -> Aabb:

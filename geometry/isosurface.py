@@ -43,7 +43,7 @@ def isosurface(
     chunk: int = 2**18,
     max_bytes: int = 2**31,
 ) -> Mesh:
-    """The surface function = level inside ``bounds``, as a mesh in world units.
+    """The surface function = level inside ``bounds``, as a mesh in world units, on the device of the bounds.
 
     Args:
         function: points (N, 3) -> values (N,); called without gradients, with at most ``chunk`` points.
@@ -87,7 +87,7 @@ def isosurface(
             warnings.warn(
                 "isosurface: the surface meets the bounds and is cut open there", OpenSurfaceWarning, stacklevel=2
             )
-        vertices, faces = blocks.to_world(vertices), faces.long().to(bounds.low.device)
+        vertices, faces = blocks.to_world(vertices), faces.long()
         mesh = Mesh(vertices, faces.flip(1).contiguous() if inside_is_above else faces)
         normals = vertex_normals(mesh)
         if gradient_normals:
@@ -108,23 +108,26 @@ class _Blocks:
     def __init__(self, function: Function, bounds: Aabb, resolution: int, level: float, *, chunk: int, max_bytes: int):
         self.function, self.level, self.chunk, self.max_bytes = function, level, chunk, max_bytes
         self.n = n = 8 if resolution <= 1024 else 16
+        self.device = bounds.low.device
         extent = bounds.extent.double().cpu()
         cell = float(extent.max()) / resolution
         self.shape = [max(1, math.ceil(e / (n * cell) - 1e-6)) for e in extent.tolist()]
         self.low = bounds.low
-        self.spacing = (extent / (n * torch.tensor(self.shape))).to(bounds.low)
+        self.spacing = (extent / (n * torch.tensor(self.shape, device="cpu"))).to(bounds.low)
         self.least, self.most, self.is_open = math.inf, -math.inf, False
         self.count = 0
-        self.slots = torch.full(self.shape, -1, dtype=torch.int32)  # where a kept block is stored
-        self.values, self.coordinates = torch.empty(0, n + 1, n + 1, n + 1), torch.empty(0, 3, dtype=torch.int64)
+        self.last = torch.tensor(self.shape, device=self.device) - 1  # block along each axis
+        self.slots = torch.full(self.shape, -1, dtype=torch.int32, device=self.device)  # where a kept block is stored
+        self.values = torch.empty(0, n + 1, n + 1, n + 1, device=self.device)
+        self.coordinates = torch.empty(0, 3, dtype=torch.int64, device=self.device)
 
     def to_world(self, index: Tensor) -> Tensor:
         """Index coordinates (*, 3) -> world."""
         return torch.addcmul(self.low, index.to(self.low), self.spacing)
 
     def evaluate(self, points: Tensor) -> Tensor:
-        """World points (N, 3) -> (N,) float32 on the CPU, in chunks."""
-        out = torch.empty(len(points))
+        """World points (N, 3) -> (N,) float32, in chunks."""
+        out = torch.empty(len(points), device=self.device)
         for begin in range(0, len(points), self.chunk):
             part = points[begin : begin + self.chunk]
             values = self.function(part)
@@ -158,24 +161,24 @@ class _Blocks:
     # ---- the coarse look -------------------------------------------------------------------------------------------
     def candidates(self, occupied: Callable[[Tensor, Tensor], Tensor] | None, margin: float) -> Tensor:
         """Bool mask over all blocks: those that the surface may cross."""
-        mask = torch.ones(self.shape, dtype=torch.bool)
+        mask = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         if occupied is not None:
             half = self.spacing * self.n / 2
             flat = mask.view(-1)
             for begin in range(0, flat.numel(), self.chunk):
-                index = torch.arange(begin, min(begin + self.chunk, flat.numel()))
+                index = torch.arange(begin, min(begin + self.chunk, flat.numel()), device=self.device)
                 centers = self.to_world((self.unravel(index, self.shape) + 0.5) * self.n)
-                flat[index] = occupied(centers, half).cpu()
+                flat[index] = occupied(centers, half)
         coarse_shape = [2 * b + 1 for b in self.shape]
-        needed = torch.zeros(coarse_shape, dtype=torch.bool)
+        needed = torch.zeros(coarse_shape, dtype=torch.bool, device=self.device)
         for window in self.windows():
             needed[window] |= mask
         index = needed.view(-1).nonzero()[:, 0]
-        coarse = torch.full(coarse_shape, math.nan).view(-1)
+        coarse = torch.full(coarse_shape, math.nan, device=self.device).view(-1)
         for part in index.split(self.chunk):
             coarse[part] = self.evaluate(self.to_world(self.unravel(part, coarse_shape) * (self.n / 2)))
         coarse = coarse.view(coarse_shape)
-        low, high = torch.full(self.shape, math.inf), torch.full(self.shape, -math.inf)
+        low, high = (torch.full(self.shape, end, device=self.device) for end in (math.inf, -math.inf))
         for window in self.windows():
             low, high = torch.fmin(low, coarse[window]), torch.fmax(high, coarse[window])
         slack = ((high - low) * margin).nan_to_num(nan=0.0)
@@ -205,13 +208,13 @@ class _Blocks:
         """Evaluate blocks (M, 3), keep those that the surface crosses, want the neighbours it leads to."""
         n, begin, end = self.n, self.count, self.count + len(coordinates)
         self.reserve(end)
-        axis = torch.arange(float(n))
+        axis = torch.arange(float(n), device=self.device)
         inner = torch.cartesian_prod(axis, axis, axis)
         for part in range(0, len(coordinates), step := max(1, self.chunk // n**3)):
             index = (coordinates[part : part + step, None] * n).float() + inner
             found = self.evaluate(self.to_world(index.view(-1, 3)))
             self.values[begin + part : begin + part + len(index), :n, :n, :n] = found.view(-1, n, n, n)
-        self.slots[tuple(coordinates.T)] = torch.arange(begin, end, dtype=torch.int32)
+        self.slots[tuple(coordinates.T)] = self.numbers(begin, end)
         self.coordinates[begin:end] = coordinates
         self.fill_borders(begin, end)
 
@@ -221,8 +224,8 @@ class _Blocks:
         for k, side in itertools.product(range(3), (0, n)):
             face = above.select(k + 1, side).flatten(1)
             leaves = coordinates[face.any(1) & ~face.all(1)]
-            leaves = leaves + torch.eye(3, dtype=torch.int64)[k] * (1 if side else -1)
-            inside = ((leaves >= 0) & (leaves < torch.tensor(self.shape))).all(1)
+            leaves = leaves + torch.eye(3, dtype=torch.int64, device=self.device)[k] * (1 if side else -1)
+            inside = ((leaves >= 0) & (leaves <= self.last)).all(1)
             wanted[tuple(leaves[inside].T)] = True
             self.is_open |= not bool(inside.all())
 
@@ -231,7 +234,7 @@ class _Blocks:
         self.count = begin + len(kept)
         self.values[begin : self.count] = self.values[kept]
         self.coordinates[begin : self.count] = self.coordinates[kept]
-        self.slots[tuple(self.coordinates[begin : self.count].T)] = torch.arange(begin, self.count, dtype=torch.int32)
+        self.slots[tuple(self.coordinates[begin : self.count].T)] = self.numbers(begin, self.count)
         size = (self.n + 1) ** 3 * 4
         if self.count * size > self.max_bytes:
             raise ValueError(
@@ -243,18 +246,20 @@ class _Blocks:
         """Room for so many blocks."""
         if count > len(self.values):
             capacity = max(count, 2 * len(self.values))
-            values = torch.empty(capacity, *self.values.shape[1:])
-            coordinates = torch.empty(capacity, 3, dtype=torch.int64)
+            values = self.values.new_empty(capacity, *self.values.shape[1:])
+            coordinates = self.coordinates.new_empty(capacity, 3)
             values[: self.count], coordinates[: self.count] = self.values[: self.count], self.coordinates[: self.count]
             self.values, self.coordinates = values, coordinates
 
     def neighbor_slots(self, coordinates: Tensor, offset: tuple[int, ...]) -> Tensor:
         """(M,) slot of the block at ``offset`` from each, -1 where there is none."""
-        at = coordinates + torch.tensor(offset)
-        inside = ((at >= 0) & (at < torch.tensor(self.shape))).all(1)
-        return torch.where(
-            inside, self.slots[tuple(at.clamp_min(0).minimum(torch.tensor(self.shape) - 1).T)].long(), -1
-        )
+        at = coordinates + coordinates.new_tensor(offset)
+        inside = ((at >= 0) & (at <= self.last)).all(1)
+        return torch.where(inside, self.slots[tuple(at.clamp_min(0).minimum(self.last).T)].long(), -1)
+
+    def numbers(self, begin: int, end: int) -> Tensor:
+        """Slots from ``begin`` to ``end``."""
+        return torch.arange(begin, end, dtype=torch.int32, device=self.device)
 
     def fill_borders(self, begin: int, end: int) -> None:
         """Each block's last values along the axes: the first ones of its next neighbours, or evaluated."""
@@ -266,7 +271,7 @@ class _Blocks:
             there = tuple(slice(0, 1) if o else slice(0, n) for o in offset)
             has = neighbors >= 0
             self.values[_region(begin + has.nonzero()[:, 0], here)] = self.values[_region(neighbors[has], there)]
-            local = torch.cartesian_prod(*(torch.arange(s.start, s.stop) for s in here))
+            local = torch.cartesian_prod(*(torch.arange(s.start, s.stop, device=self.device) for s in here))
             lacking = (~has).nonzero()[:, 0]
             block = (begin + lacking).repeat_interleave(len(local))
             missing.append(torch.cat([block[:, None], local.repeat(len(lacking), 1)], 1))

@@ -134,7 +134,7 @@ class OccupancyGrid(nn.Module):
         n = self.resolution // 4
         wide = nn.functional.max_pool3d(reached.view(self.cascades, 1, n, n, n).float(), 3, 1, 1)
         # A coarser cascade also holds what a finer one covers (long intervals are looked up there): keep those bricks.
-        inner = torch.zeros(n, n, n, dtype=torch.bool)
+        inner = torch.zeros(n, n, n, dtype=torch.bool, device=reached.device)
         inner[n // 4 : 3 * n // 4, n // 4 : 3 * n // 4, n // 4 : 3 * n // 4] = True
         hidden = wide[:, 0] == 0
         hidden[1:] &= ~inner
@@ -168,9 +168,9 @@ class OccupancyGrid(nn.Module):
             parts = [sees(p) >= cameras for p in points.split(CHUNK)]
             return torch.cat(parts) if parts else points.new_zeros(0, dtype=torch.bool)
 
-        n, bricks = self.resolution, self.resolution // 4
-        corners = _lattice(torch.linspace(-half, half, bricks + 1))
-        centres = _lattice((torch.arange(bricks) + 0.5) * (2 * half / bricks) - half)
+        n, bricks, device = self.resolution, self.resolution // 4, self.densities.device
+        corners = _lattice(torch.linspace(-half, half, bricks + 1, device=device))
+        centres = _lattice((torch.arange(bricks, device=device) + 0.5) * (2 * half / bricks) - half)
         corner = ask(corners).view(1, 1, *[bricks + 1] * 3).float()
         centre = ask(centres).view(1, 1, *[bricks] * 3).float()
         some = torch.maximum(nn.functional.max_pool3d(corner, 2, 1), centre)
@@ -180,7 +180,7 @@ class OccupancyGrid(nn.Module):
         seen = (every > 0).float()
         for axis in (2, 3, 4):
             seen = seen.repeat_interleave(4, axis)
-        cells = (doubt[:, None] * 4 + _lattice(torch.arange(4))[None]).reshape(-1, 3)
+        cells = (doubt[:, None] * 4 + _lattice(torch.arange(4, device=device))[None]).reshape(-1, 3)
         points = (cells + 0.5) * (2 * half / n) - half
         seen[0, 0, cells[:, 0], cells[:, 1], cells[:, 2]] = ask(points).float()
         return (nn.functional.max_pool3d(seen, 3, 1, 1) > 0).view(-1)
@@ -207,7 +207,7 @@ class OccupancyGrid(nn.Module):
             decay: what a visited cell keeps of its maximum.
             all_cells: visit each cell once, as while warming up, instead of a part of them.
             part: of all cells to visit otherwise: half of them anywhere, half among the occupied ones.
-            generator: of the random cells and places.
+            generator: of the random cells and places, on the grid's device.
         """
         if not 0 < threshold < 1:
             raise ValueError(f"OccupancyGrid.update: threshold: expected an opacity between 0 and 1, got {threshold}")
@@ -215,9 +215,8 @@ class OccupancyGrid(nn.Module):
             raise ValueError(f"OccupancyGrid.update: step: expected a positive length, got {step}")
         cells = self._seen_list() if all_cells else self._some_cells(part, generator)
         for chunk in cells.split(CHUNK):
-            points = cell_points(
-                chunk, torch.rand(len(chunk), 3, generator=generator), self.resolution, self.half_extent
-            )
+            offsets = torch.rand(len(chunk), 3, generator=generator, device=chunk.device)
+            points = cell_points(chunk, offsets, self.resolution, self.half_extent)
             values = density(points).reshape(-1).float()
             if len(values) != len(chunk):
                 raise ValueError(
@@ -250,7 +249,7 @@ class OccupancyGrid(nn.Module):
             if count >= len(cells):
                 picks.append(cells)
             else:
-                picks.append(cells[torch.randint(len(cells), (count,), generator=generator)])
+                picks.append(cells[torch.randint(len(cells), (count,), generator=generator, device=cells.device)])
         return torch.cat(picks)
 
     def _changed(self, bits: Tensor) -> None:

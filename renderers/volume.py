@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..cuda.compositing import composite, prune
+from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
 from ..fields.protocols import Field, FieldOutput
 from ..geometry import Camera, Pixels, Rays, Samples
@@ -34,8 +35,9 @@ class MarchConfig:
     """What lies behind less than this is dropped."""
     min_alpha: float = 1e-3
     """Intervals more transparent than this are dropped."""
-    wave: int = 24
-    """Intervals of a ray that are looked at before asking whether it goes on; then twice as many, and so on."""
+    wave: int | None = None
+    """Intervals of a ray that are looked at before asking whether it goes on; then twice as many, and so on. 0 = all at
+    once; None = 24 on a CPU and 0 on a GPU, which would wait for each answer."""
     chunk: int = 8192
     """Rays at a time when an image is rendered: bounds the memory."""
 
@@ -49,8 +51,13 @@ class VolumeRenderer(nn.Module):
         self.opacity = opacity
         self.background = background
         self.config = config
-        self.generator = torch.Generator()
+        self.generator = torch.Generator()  # on the device where rays are marched while fitting
         self.coarseness = 1.0  # while fitting, intervals are this much longer
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works: rays and field must be there too."""
+        return self.occupancy.densities.device
 
     @property
     def step(self) -> float:
@@ -60,7 +67,8 @@ class VolumeRenderer(nn.Module):
     def render(self, field: Field, view: Camera | Rays, *, normals: bool = False) -> Render:
         """Flat pixels (R,) with samples and gradients for Rays; an image (H, W), without them, for a Camera.
 
-        Normals, if asked for, are the composited directions against the gradient of the field's values.
+        Normals, if asked for, are the composited directions against the gradient of the field's values. A Camera may be
+        on any device: its rays are made where the renderer is, and so are the pixels.
         """
         if isinstance(view, Camera):
             return self._render_image(field, view, normals)
@@ -72,12 +80,14 @@ class VolumeRenderer(nn.Module):
         In waves, each of twice as many intervals as the one before: most rays end at a surface within the first few,
         and what lies behind it, two thirds of all in a room, needs no evaluation.
         """
-        jitter = torch.rand(len(rays), generator=self.generator) if self.training else None
-        most = self.config.wave
+        jitter = None
+        if self.training:
+            jitter = torch.rand(len(rays), generator=self.generator, device=self.generator.device)
+        first = most = self._first_wave()
         samples, values = self._wave(field, rays, jitter, most)
         onward, fresh = self._onward(rays, samples, values, most), samples
         while len(onward[0]):
-            most = 2 * most if most < 8 * self.config.wave else 0
+            most = 2 * most if most < 8 * first else 0
             numbers, ends = onward
             rest = replace(rays[numbers], near=ends)
             fresh, fresh_values = self._wave(field, rest, None, most)
@@ -91,6 +101,11 @@ class VolumeRenderer(nn.Module):
             )
             samples, onward = Samples(starts, stops, indices, offsets), (numbers[among], ends)
         return samples, values
+
+    def _first_wave(self) -> int:
+        if self.config.wave is None:
+            return 0 if on_gpu(self.occupancy.densities) else 24
+        return self.config.wave
 
     def _onward(self, rays: Rays, samples: Samples, values: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """The rays that have had all ``most`` intervals and still see something, and where each has come to."""
@@ -150,7 +165,7 @@ class VolumeRenderer(nn.Module):
         fitting = self.training
         self.eval()
         try:
-            rays = camera.rays()
+            rays = camera.to(self.device).rays()
             chunks = [rays[i : i + self.config.chunk] for i in range(0, len(rays), self.config.chunk)]
             parts = [self._render_rays(field, chunk, normals).pixels for chunk in chunks]
         finally:

@@ -40,6 +40,7 @@ def run(architecture: str | None = None) -> None:
     )
     print(f"memory       {_memory()}")
     print(f"GPU          {_gpu()}")
+    print(f"fits run on  {_place()}")
     failed = _check(CHECKS, "cpu")
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     for target in dict.fromkeys([*(device.architecture(i) for i in gpus), *([architecture] if architecture else [])]):
@@ -118,11 +119,19 @@ def _memory() -> str:
         return "unknown"
 
 
+def _place() -> str:
+    from ...cuda import device
+    from ..devices import choose_device, describe
+
+    chosen = choose_device("auto")
+    return describe(chosen) if chosen.type == "cuda" else f"the CPU: {device.problem()}"
+
+
 def _gpu() -> str:
     import torch
 
     nvrtc = _version("cuda-core")
     if not torch.cuda.is_available():
-        return f"none that torch can use (cuda-core for NVRTC: {nvrtc}); everything runs on the CPU"
+        return f"none that torch can use (cuda-core for NVRTC: {nvrtc})"
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     return f"{torch.cuda.get_device_name()}, {memory:.0f} GB (cuda-core for NVRTC: {nvrtc})"

@@ -16,16 +16,20 @@ def main(arguments: list[str]) -> None:
     parse(run, "evaluate", arguments)
 
 
-def run(run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6) -> None:
+def run(run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6, device: str = "auto") -> None:
     """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
 
     Args:
         run: folder that ``polyfield fit`` made.
         views_on_sheet: rows of the contact sheet, spread over the held-out views.
+        device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
+    from ..devices import enough_memory
     from ..run import open_run
 
-    metrics = evaluate(open_run(run), views_on_sheet)
+    opened = open_run(run, device)
+    with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
+        metrics = evaluate(opened, views_on_sheet)
     scores = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f}"
     scores += f", LPIPS {metrics['lpips']:.4f}" if metrics["lpips"] is not None else " (LPIPS: no weights at hand)"
     print(f"{len(metrics['views'])} held-out views at {metrics['width']}x{metrics['height']}: {scores}")
@@ -39,24 +43,28 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     from ...cuda import native
     from ...renderers.metrics import lpips, psnr, ssim
     from ..checkpoint import write_whole
+    from ..devices import CPU, describe, wait
     from ..errors import UserError
     from ..images import depth_picture, error_picture, save_png
 
     scene = run.scene()
     if not scene.test:
         raise UserError(f"evaluate: {scene.name}: expected held-out views, found none; the scene has too few images")
-    rows = set(torch.linspace(0, len(scene.test) - 1, min(views_on_sheet, len(scene.test))).round().int().tolist())
+    spread = torch.linspace(0, len(scene.test) - 1, min(views_on_sheet, len(scene.test)), device=CPU)
+    rows = set(spread.round().int().tolist())
     views, sheet = [], []
     perceptual: bool = True
     for index, frame in enumerate(scene.test):
         start = time.perf_counter()
         pixels = run.renderer.render(run.field, frame.camera).pixels
+        wait(run.device)
         seconds = time.perf_counter() - start
-        target = photograph(frame, run.renderer.background)
+        target = photograph(frame, run.renderer.background, run.device)
+        mask = None if frame.mask is None else frame.mask.to(run.device)
         view = {
             "name": frame.name,
-            "psnr": psnr(pixels.colors, target, frame.mask),
-            "ssim": ssim(pixels.colors, target, frame.mask),
+            "psnr": psnr(pixels.colors, target, mask),
+            "ssim": ssim(pixels.colors, target, mask),
             "lpips": lpips(pixels.colors, target) if perceptual else None,
             "masked_pixels": 0 if frame.mask is None else int((~frame.mask).sum()),
             "seconds": round(seconds, 4),
@@ -79,6 +87,7 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
         "height": camera.height,
         "fit_seconds": round(run.elapsed, 2),
         "fit_steps": run.step,
+        "device": describe(run.device),
         "threads": torch.get_num_threads(),
         "instruction_set": native.isa(),
     }
@@ -90,16 +99,16 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     return metrics
 
 
-def photograph(frame: Any, background: Any) -> Any:
-    """A frame's colours (H, W, 3) in [0, 1], over the renderer's background where it has alpha."""
+def photograph(frame: Any, background: Any, device: Any) -> Any:
+    """A frame's colours (H, W, 3) in [0, 1] on ``device``, over the background there where it has alpha."""
     import torch
 
     from ...geometry import Rays
 
-    colors = frame.colors.float() / 255
+    colors = frame.colors.to(device).float() / 255
     if frame.alphas is None:
         return colors
-    alphas = frame.alphas.float()[..., None] / 255
-    one = torch.zeros(1, 3)
+    alphas = frame.alphas.to(device).float()[..., None] / 255
+    one = torch.zeros(1, 3, device=device)
     behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
     return colors * alphas + behind * (1 - alphas)

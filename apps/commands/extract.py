@@ -27,6 +27,7 @@ def run(
     crop: tuple[float, float, float, float, float, float] | None = None,
     components: int = 1,
     target_faces: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Write RUN's surface to a .glb, .ply or .obj file.
 
@@ -38,8 +39,10 @@ def run(
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all.
         target_faces: decimate to about this many triangles.
+        device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ...geometry.mesh_io import save_mesh
+    from ..devices import enough_memory
     from ..run import open_run
 
     output = output or run / "mesh.glb"
@@ -47,8 +50,8 @@ def run(
         raise UserError(
             f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
         )
-    opened = open_run(run)
-    with warnings.catch_warnings():
+    opened = open_run(run, device)
+    with warnings.catch_warnings(), enough_memory("extract", opened.device, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         mesh = extract_mesh(
             opened, resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
@@ -71,7 +74,7 @@ def extract_mesh(
     components: int = 1,
     target_faces: int | None = None,
 ) -> Any:
-    """The same for an open run; returns the Mesh in the scene's own units.
+    """The same for an open run; returns the Mesh in the scene's own units, on the CPU.
 
     Raises UserError for options that make no sense, and where there is no surface.
     """
@@ -81,6 +84,7 @@ def extract_mesh(
 
     from ...geometry.isosurface import OpenSurfaceWarning, isosurface
     from ...geometry.mesh_ops import largest_components, simplify, transform, with_colors
+    from ..devices import CPU
 
     for name, value, least in (
         ("resolution", resolution, 8),
@@ -107,7 +111,7 @@ def extract_mesh(
         with warnings.catch_warnings():
             if crop is not None:  # a surface that a crop cuts open is what was asked for
                 warnings.simplefilter("ignore", OpenSurfaceWarning)
-            mesh = isosurface(density, bounds, resolution, level, inside_is_above=True)
+            mesh = isosurface(density, bounds.to(run.device), resolution, level, inside_is_above=True).to(CPU)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
     if crop is not None:
@@ -118,7 +122,8 @@ def extract_mesh(
         mesh = simplify(mesh, target_faces)
     with torch.no_grad():
         directions = -mesh.normals if mesh.normals is not None else torch.zeros_like(mesh.vertices)
-        mesh = with_colors(mesh, run.field.query(mesh.vertices, directions).colors)
+        colors = run.field.query(mesh.vertices.to(run.device), directions.to(run.device)).colors
+        mesh = with_colors(mesh, colors.to(CPU))
     return transform(mesh, to_world)
 
 
@@ -131,14 +136,14 @@ def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
 
     if crop is None:
         return Aabb.cube(1.0)
-    low, high = torch.tensor(crop, dtype=torch.float64).view(2, 3)
+    low, high = torch.tensor(crop, dtype=torch.float64, device=to_world.device).view(2, 3)
     if not bool((low < high).all() & low.isfinite().all() & high.isfinite().all()):
         raise UserError(f"extract: --crop: expected low x y z below high x y z, got {_words(low)} and {_words(high)}")
     corners = torch.cartesian_prod(*torch.stack([low, high], 1))
     moved = transform_points(similarity_inverse(to_world.double()), corners)
     box = Aabb(moved.min(0).values.clamp(min=-half).float(), moved.max(0).values.clamp(max=half).float())
     if not bool((box.extent > 0).all()):
-        corners = transform_points(to_world, torch.cartesian_prod(*[torch.tensor([-half, half])] * 3))
+        corners = transform_points(to_world, torch.cartesian_prod(*[to_world.new_tensor([-half, half])] * 3))
         raise UserError(
             f"extract: --crop: expected a box that meets the fitted space, which lies from {_words(corners.amin(0))} "
             f"to {_words(corners.amax(0))}, got {_words(low)} to {_words(high)}"

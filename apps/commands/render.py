@@ -44,6 +44,7 @@ def run(
     fps: int = 30,
     width: int | None = None,
     height: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Render RUN to a folder of PNG files, or to one MP4 per channel if the output ends in .mp4.
 
@@ -57,7 +58,9 @@ def run(
         fps: of the MP4.
         width: of the pictures; by default the photographs'.
         height: of the pictures.
+        device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
+    from ..devices import enough_memory
     from ..errors import UserError
     from ..run import open_run
 
@@ -67,10 +70,11 @@ def run(
         raise UserError("render: --views path: expected --path FILE as well; record one with `polyfield view`")
     if frames < 1:
         raise UserError(f"render: --frames: expected at least 1, got {frames}")
-    opened = open_run(run)
+    opened = open_run(run, device)
     output = output or run / "renders"
     cameras = _sized(_cameras(opened, views, path, frames), width, height)
-    written = _write(opened, cameras, output, channels, fps)
+    with enough_memory("render", opened.device, "lower --width or --height"):
+        written = _write(opened, cameras, output, channels, fps)
     print("\n".join(str(p) for p in written))
 
 

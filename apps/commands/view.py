@@ -17,6 +17,7 @@ def run(
     port: int = 8080,
     host: str = "127.0.0.1",
     mesh: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Serve a page that shows RUN, until Ctrl-C.
 
@@ -25,11 +26,12 @@ def run(
         port: of the page.
         host: address to serve it on; anything but 127.0.0.1 opens it to other machines, without a password.
         mesh: a mesh in the scene's own units; by default RUN/mesh.glb, .ply or .obj if there is one.
+        device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..run import open_run
     from ..viewer import check_address, view_run
 
     check_address(host, port)
-    with view_run(open_run(run), host=host, port=port, mesh=mesh) as viewer:
+    with view_run(open_run(run, device), host=host, port=port, mesh=mesh) as viewer:
         print(f"{viewer.name}: {viewer.url}    (Ctrl-C ends it)", flush=True)
         viewer.wait()

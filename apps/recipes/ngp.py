@@ -23,6 +23,7 @@ from ...renderers.losses.photometric import Photometric
 from ...renderers.opacity import density
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
+from ..devices import CPU
 from ..fit import Job, Report
 from ..run import SceneFacts
 
@@ -102,24 +103,24 @@ class Config:
     samples_per_step: int = 32768
     """Intervals with a gradient per step; the number of rays follows."""
 
-    def build_model(self, facts: SceneFacts) -> tuple[RadianceGrid, VolumeRenderer]:
+    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[RadianceGrid, VolumeRenderer]:
         """An unfitted field and its renderer, for a scene of this size."""
         outer = 2 ** (facts.cascades - 1)
         grid = replace(self.field.grid, finest_resolution=self.field.grid.finest_resolution * outer)
-        model = replace(self.field, grid=grid).build(Aabb.cube(outer))
+        model = replace(self.field, grid=grid).build(Aabb.cube(outer), device)
         occupancy = OccupancyGrid(self.occupancy.resolution, facts.cascades, 1.0)
         march = self.march
         if facts.cascades > 1 and march.cone_angle == 0:
             march = replace(march, cone_angle=1 / 256)
-        return model, VolumeRenderer(occupancy, density, self._background(facts.has_alpha), march)
+        return model, VolumeRenderer(occupancy, density, self._background(facts.has_alpha), march).to(device)
 
-    def build(self, scene: Scene, seed: int = 0) -> Job:
-        """Everything that ``fit`` needs."""
+    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU) -> Job:
+        """Everything that ``fit`` needs, on ``device``. Fields begin with the same numbers on all devices."""
         torch.manual_seed(seed)
-        model, renderer = self.build_model(SceneFacts.of(scene))
+        model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
-        renderer.generator.manual_seed(seed + 1)
-        exposure = Exposure(len(scene.train)) if self.exposure else None
+        renderer.generator = torch.Generator(device).manual_seed(seed + 1)
+        exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         rate, o = self.optimizer.learning_rate, self.optimizer
         networks = [*model.density_network.parameters(), *model.color_network.parameters()]
         groups = [
@@ -130,19 +131,18 @@ class Config:
         if extra:
             groups.append({"params": extra, "lr": rate * 0.3})
         losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
-        job = Job(
+        return Job(
             field=model,
             renderer=renderer,
-            batches=PixelBatches(scene.train, near=scene.near, seed=seed + 2),
+            batches=PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device),
             losses={name: loss for name, loss in losses.items() if loss.weight != 0},
             optimizer=Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps),
             learning_rate=o.factor,
             samples_per_step=self.samples_per_step,
             exposure=exposure,
             average=Average(model) if self.average_every else None,
+            generator=torch.Generator(device).manual_seed(seed + 3),
         )
-        job.generator.manual_seed(seed + 3)
-        return job
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
@@ -163,7 +163,7 @@ class Config:
             return
         if phase == 0:
             grid.reveal()
-            job.reached = torch.zeros(grid.hidden.numel(), dtype=torch.bool)
+            job.reached = torch.zeros_like(grid.hidden).view(-1)
         if phase < o.survey_steps and job.reached is not None:
             job.reached[grid.bricks(samples.positions(report.step.view))] = True
         if phase == o.survey_steps and job.reached is not None:

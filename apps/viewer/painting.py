@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...geometry import Aabb, Pixels, Rays
 from ...geometry.cameras import Camera
+from ..devices import CPU
 
 LARGEST_CHUNK = 8192  # rays in one call of the renderer: bounds its memory
 
@@ -42,6 +43,11 @@ class Stage:
     renderer: Any
     near: float = 0.0
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is drawn."""
+        return self.field.bounds.low.device
+
     @torch.no_grad()
     def render(self, rays: Rays, *, normals: bool) -> Pixels:
         """Flat pixels, as for show: without jitter, gradients or random backgrounds, and leaving no trace in a fit."""
@@ -57,7 +63,8 @@ class Painting:
     """One picture under way. ``advance`` until ``done``; then ``pixels``, and ``z_depths`` for the browser."""
 
     def __init__(self, stage: Stage, camera: Camera, *, normals: bool = False, box: Aabb | None = None) -> None:
-        self.stage, self.camera, self.normals, self.box = stage, camera, normals, box
+        self.stage, self.camera, self.normals = stage, camera.to(stage.device), normals
+        self.box = None if box is None else box.to(stage.device)
         self.total = camera.width * camera.height
         self.painted = 0
         self.seconds = 0.0
@@ -77,17 +84,17 @@ class Painting:
         self.seconds += time.perf_counter() - started
 
     def _paint(self, begin: int, end: int) -> None:
-        index = torch.arange(begin, end)
+        index = torch.arange(begin, end, device=self.stage.device)
         centers = torch.stack([index % self.camera.width, index // self.camera.width], -1) + 0.5
         rays = self.camera.rays(centers, near=self.stage.near)
         if self.box is not None:
             rays = clip_to_box(rays, self.box)
-        self._parts.append(self.stage.render(rays, normals=self.normals))
-        self._z.append(rays.directions @ self.camera.forward)
+        self._parts.append(self.stage.render(rays, normals=self.normals).to(CPU))  # which is waited for, and timed
+        self._z.append((rays.directions @ self.camera.forward).to(CPU))
         self.painted = end
 
     def pixels(self) -> Pixels:
-        """The finished picture, (H, W)."""
+        """The finished picture, (H, W), on the CPU."""
         shape = (self.camera.height, self.camera.width)
 
         def join(name: str) -> Tensor | None:

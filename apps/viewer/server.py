@@ -23,6 +23,7 @@ from torch import Tensor
 from ...geometry import Aabb, transforms
 from ...geometry.mesh_io import load_mesh, save_mesh
 from ...geometry.mesh_ops import transform
+from ..devices import CPU
 from ..errors import UserError
 from .address import check_address, wide_warning
 from .guard import guarded
@@ -71,7 +72,7 @@ class Viewer:
         self.stage, self.name, self.photos, self.up, self.home = stage, name, photos, up, home
         self.scene_to_world = scene_to_world
         self.mesh = mesh or find_mesh(run)
-        self.bounds: Aabb = stage.field.bounds
+        self.bounds: Aabb = stage.field.bounds.to(CPU)
         self.recorder = Recorder(None if run is None else run / "camera_path.json", scene_to_world)
         self.turns = turns or Turns(fitting=False)
         self.loop = Loop(stage, self.turns, step)
