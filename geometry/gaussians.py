@@ -1,6 +1,6 @@
 """3D Gaussians as data: what files hold, fields are made of and surfaces are drawn from.
 
-Gaussian i has density opacity_i exp(-1/2 (x - mean_i)^T C_i^-1 (x - mean_i)) with C_i = R_i diag(exp(log_scales_i))^2 R_i^T
+Gaussian i has density opacity_i exp(-1/2 (x - mean_i)^T C_i^-1 (x - mean_i)), C_i = R_i diag(scales_i)^2 R_i^T,
 and, seen from direction d, the colour 1/2 + sum_k sh_ik Y_k(d) (Kerbl et al., "3D Gaussian Splatting", 2023).
 """
 
