@@ -34,8 +34,19 @@ def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float]) -> It
     for seconds, aim in aims.items():
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            said = polyfield("fit", "ngp", str(root / scene), "--run", str(run), "--seconds", str(seconds), *options)
-            polyfield("evaluate", str(run))
+            said = polyfield(
+                "fit",
+                "ngp",
+                str(root / scene),
+                "--run",
+                str(run),
+                "--device",
+                "cpu",
+                "--seconds",
+                str(seconds),
+                *options,
+            )
+            polyfield("evaluate", str(run), "--device", "cpu")
             metrics = json.loads((run / "metrics.json").read_text())
         memory = re.search(r"peak memory ([\d.]+) GB", said)
         name = f"fit ngp {scene} {metrics['width']}x{metrics['height']} {' '.join(options)}, {seconds} s"

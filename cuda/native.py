@@ -145,12 +145,12 @@ def launch(
             slots.append(argument.slots)
         else:
             slots.append(0 if argument is None else argument)
-    if device is not None and device.type == "cuda":
+    if emulator is not None:
+        emulator(name, arguments, slots, constants)
+    elif device is not None and device.type == "cuda":
         gpu.launch(name, device, slots, constants)
     elif device is not None and device.type != "cpu":
         raise ValueError(f"{name}: expected CPU or CUDA tensors, got {device}; move them with .cpu()")
-    elif emulator is not None:
-        emulator(name, arguments, slots, constants)
     else:
         _op(name)(*(ctypes.addressof(slot) if isinstance(slot, ctypes.Array) else slot for slot in slots))
 
