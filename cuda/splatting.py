@@ -103,7 +103,7 @@ def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
     tiles = -(-width // TILE) * -(-height // TILE)
     entries, tile_offsets = (torch.empty(n, dtype=torch.int64, device=rows.device) for n in (most, tiles + 1))
     slot_of = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
-    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, most, entries, tile_offsets, slot_of)
+    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, entries, tile_offsets, slot_of)
     return Sorted(entries, tile_offsets, slot_of, slots)
 
 

@@ -28,11 +28,12 @@ template <class T> struct Scene {
   Channels<T> channels;
 };
 
-// f(number of a Gaussian, its splat, cells) for a tile's entries until nothing is live.
-template <class T, class F> PF_INLINE void for_entries(const Scene<T>& s, const Window& w, int64_t tile, const uint32_t& live, F f) {
+// f(number of a Gaussian, its splat, cells) for a tile's entries until nothing is live; soon(number) somewhat before.
+template <class T, class F, class S> PF_INLINE void for_entries(const Scene<T>& s, const Window& w, int64_t tile, const uint32_t& live, S soon, F f) {
   const int64_t end = s.tile_offsets[tile + 1];
   for (int64_t e = s.tile_offsets[tile]; e < end && live; ++e) {
-    if (e + AHEAD < end) __builtin_prefetch(s.rows + ROW * (s.entries[e + AHEAD] & 0xffffffff));
+    if (e + 2 * AHEAD < end) __builtin_prefetch(s.rows + ROW * (s.entries[e + 2 * AHEAD] & 0xffffffff));
+    if (e + AHEAD < end) soon(s.entries[e + AHEAD] & 0xffffffff);
     const int64_t gaussian = s.entries[e] & 0xffffffff;
     f(gaussian, Splat<T>(s.rows + ROW * gaussian, w), uint32_t(s.entries[e] >> 32) & live);
   }
@@ -56,7 +57,7 @@ void blend_tile(const Scene<T>& s, int64_t tile, const Planes<T>& images, const 
   if (MEDIAN)
     for (int i = 0; i < PIXELS; ++i) median[i] = T(0);
   uint32_t live = cells_inside<T>(w);
-  for_entries(s, w, tile, live, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
+  for_entries(s, w, tile, live, [](int64_t) {}, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
     R value[N];
     for (int c = 0; c < N; ++c) value[c] = R(c < s.channels.n ? s.channels.channels[gaussian * s.channels.stride + c] : T(0));
     for (; cells; cells &= cells - 1) {
@@ -127,7 +128,9 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
     for (int i = 0; i < PIXELS; ++i) rest[i] += grad[c][i] * scratch[i];
   }
   uint32_t live = cells_inside<T>(w);
-  for_entries(s, w, tile, live, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
+  const auto slot = [&](int64_t gaussian) { return up.slots + ROW * int64_t(up.slot_of[gaussian] + band); };
+  const auto fetch = [&](int64_t gaussian) { __builtin_prefetch(slot(gaussian), 1); };
+  for_entries(s, w, tile, live, fetch, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
     const T* row = s.rows + ROW * gaussian;
     const R a(row[CONIC]), b(row[CONIC + 1]), c(row[CONIC + 2]);
     R value[N], m[16];
@@ -161,7 +164,7 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
       }
       if (!alive) live &= ~(1u << cell);
     }
-    add_sums(up.slots + ROW * int64_t(up.slot_of[gaussian] + band), m);
+    add_sums(slot(gaussian), m);
   });
 }
 
