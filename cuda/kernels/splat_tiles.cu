@@ -41,42 +41,63 @@ template <class C> int64_t starts(C* counts, int64_t bins, int shares, int64_t* 
   return total;
 }
 
-// The Gaussians that are seen, by depth; equal depths keep their order. On the way: where the gradients of a Gaussian are
-// summed, in slot slots[i] + band.
-template <class T> const std::vector<Keyed<T>>& sorted_by_depth(const T* rows, int64_t gaussians, int width, int height, int shares, int32_t* slots) {
+// What shares of the Gaussians, in the order of their numbers, find in a first look.
+template <class T> struct Found {
+  std::vector<Keyed<T>> a, b;    // those that are seen
+  std::vector<int64_t> counts;   // work space of the sorts
+  std::vector<int32_t> pairs;    // of a Gaussian: where its slots begin in `slot_of`, by number
+  std::vector<int32_t> slot_of;  // its slots, band after band
+};
+
+// The Gaussians that are seen, by depth; equal depths keep their order. On the way, each band's slots: one per Gaussian that
+// may meet it, in the order of their numbers.
+template <class T>
+const std::vector<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t gaussians, int width, int height, int shares, int32_t* slot_gaussian,
+                                             int64_t* band_offsets) {
   using K = typename Key<T>::type;
-  static thread_local std::vector<Keyed<T>> a, b;
-  static thread_local std::vector<int64_t> counts;
-  a.resize(gaussians), b.resize(gaussians);
-  counts.assign(std::size_t(shares) * std::max(DIGITS, 2), 0);
-  int64_t* c = counts.data();
-  Keyed<T>*from = a.data(), *to = b.data();
+  const int64_t bands = ceil_div(height, TILE * BAND);
+  found.a.resize(gaussians), found.b.resize(gaussians), found.pairs.resize(gaussians);
+  found.counts.assign(shares * std::max<int64_t>(DIGITS, bands), 0);
+  int64_t* c = found.counts.data();
+  int32_t* pairs = found.pairs.data();
+  Keyed<T>*from = found.a.data(), *to = found.b.data();
+  std::vector<int64_t> seen(shares + 1, 0), paired(shares + 1, 0);
+  int64_t *seen_of = seen.data() + 1, *paired_of = paired.data() + 1;
   parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
     Keyed<T>* at = to + begin;
-    int32_t slot = 0;
+    int64_t *count = c + s * bands, sum = 0;
     for (int64_t i = begin; i < end; ++i) {
       const T* row = rows + ROW * i;
       const Box box = box_of(row, width, height);
       if (box.empty()) continue;
-      slots[i] = slot - box.first_band(), slot += box.bands();
+      pairs[i] = int32_t(sum), sum += box.bands();
+      for (int band = 0; band < box.bands(); ++band) ++count[box.first_band() + band];
       K key;
       std::memcpy(&key, row + DEPTH, sizeof key);
       constexpr K SIGN = K(1) << (8 * sizeof(K) - 1);
       *at++ = {key & SIGN ? ~key : key | SIGN, int32_t(i)};
     }
-    c[2 * s] = at - (to + begin), c[2 * s + 1] = slot;
+    seen_of[s] = at - (to + begin), paired_of[s] = sum;
   });
-  std::vector<int64_t> first(shares + 1, 0), slot(shares + 1, 0);
-  for (int s = 0; s < shares; ++s) first[s + 1] = first[s] + c[2 * s], slot[s + 1] = slot[s] + c[2 * s + 1];
-  const int64_t n = first[shares], *first_of = first.data(), *slot_of = slot.data();
-  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
-    std::copy_n(to + begin, first_of[s + 1] - first_of[s], from + first_of[s]);
-    if (s > 0)
-      for (int64_t i = begin; i < end; ++i) slots[i] += int32_t(slot_of[s]);
+  band_offsets[bands] = starts(c, bands, shares, band_offsets);
+  for (int s = 0; s < shares; ++s) seen[s + 1] += seen[s], paired[s + 1] += paired[s];
+  found.slot_of.resize(paired[shares]);
+  int32_t* slot_of = found.slot_of.data();
+  const int64_t n = seen[shares], *seen_first = seen.data(), *paired_first = paired.data();
+  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t) {
+    int64_t* next = c + s * bands;
+    for (int64_t k = 0; k < seen_first[s + 1] - seen_first[s]; ++k) {
+      const Keyed<T> one = from[seen_first[s] + k] = to[begin + k];
+      const Box box = box_of(rows + ROW * int64_t(one.gaussian), width, height);
+      pairs[one.gaussian] += int32_t(paired_first[s]);
+      for (int band = 0; band < box.bands(); ++band) {
+        const int64_t slot = next[box.first_band() + band]++;
+        slot_of[pairs[one.gaussian] + band] = int32_t(slot), slot_gaussian[slot] = one.gaussian;
+      }
+    }
   });
-  a.resize(n), b.resize(n);
   for (int shift = 0; shift < int(8 * sizeof(K)); shift += DIGIT) {
-    std::fill(counts.begin(), counts.end(), 0);
+    std::fill_n(c, shares * DIGITS, 0);
     parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ++c[s * DIGITS + (from[i].key >> shift) % DIGITS];
     });
@@ -86,11 +107,13 @@ template <class T> const std::vector<Keyed<T>>& sorted_by_depth(const T* rows, i
     });
     std::swap(from, to);
   }
-  return from == a.data() ? a : b;
+  std::vector<Keyed<T>>& sorted = from == found.a.data() ? found.a : found.b;
+  sorted.resize(n);
+  return sorted;
 }
 
-// f(tile, cells) for the tiles that an ellipse meets, row by row.
-template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, int tiles_x, F f) {
+// f(tile x, tile y, cells) for the tiles that an ellipse meets, row by row.
+template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, F f) {
   using R = Lane<T>;
   using I = Lane<int32_t>;
   using U = Lane<uint32_t>;
@@ -119,7 +142,7 @@ template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& bo
         for (int k = 0; k < tiles; ++k) {
           uint32_t cells = 0;
           for (int r = 0; r < CELL; ++r) cells |= (line[r] >> CELL * k & 15u) << CELL * r;
-          if (cells) f((base + j) / CELL * tiles_x + tile + k, cells);
+          if (cells) f(tile + k, (base + j) / CELL, cells);
         }
       }
     }
@@ -127,33 +150,43 @@ template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& bo
 }
 
 struct Pair {
-  int32_t tile, gaussian;
+  int32_t tile, slot;
   uint32_t cells;
 };
 
 template <class T>
-void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t* entries, int64_t* tile_offsets, int32_t* slots) {
+void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t* entries, int64_t* tile_offsets, int32_t* slot_gaussian,
+                 int64_t* band_offsets) {
+  static thread_local Found<T> first_look;
   static thread_local std::vector<int64_t> counts;
   static thread_local std::vector<std::vector<Pair>> pairs_of;  // of each share
   const int shares = gaussians < 4096 ? 1 : thread_count(), tiles_x = int(ceil_div(width, TILE));
   const int64_t tiles = tiles_x * ceil_div(height, TILE);
-  const std::vector<Keyed<T>>& sorted = sorted_by_depth(rows, gaussians, width, height, shares, slots);
+  const std::vector<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
   const Keyed<T>* order = sorted.data();
   const int64_t n = int64_t(sorted.size());
   pairs_of.resize(shares);
   counts.assign(shares * tiles, 0);
   std::vector<Pair>* pairs = pairs_of.data();
+  const int32_t *first_pair = first_look.pairs.data(), *slot_of = first_look.slot_of.data();
   int64_t* c = counts.data();
   parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
     std::vector<Pair>& found = pairs[s];
     found.clear();
     int64_t* count = c + s * tiles;
     for (int64_t i = begin; i < end; ++i) {
-      if (i + AHEAD < end) __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
+      if (i + AHEAD < end) {
+        __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
+        __builtin_prefetch(first_pair + order[i + AHEAD].gaussian);
+      }
+      if (i + AHEAD / 2 < end) __builtin_prefetch(slot_of + first_pair[order[i + AHEAD / 2].gaussian]);
       const int32_t gaussian = order[i].gaussian;
       const T* row = rows + ROW * int64_t(gaussian);
-      for_tiles(row, box_of(row, width, height), width, tiles_x, [&](int32_t tile, uint32_t cells) {
-        found.push_back({tile, gaussian, cells});
+      const Box box = box_of(row, width, height);
+      const int32_t* slots = slot_of + first_pair[gaussian] - box.first_band();
+      for_tiles(row, box, width, [&](int32_t tile_x, int32_t tile_y, uint32_t cells) {
+        const int32_t tile = tile_y * tiles_x + tile_x;
+        found.push_back({tile, slots[tile_y / BAND], cells});
         ++count[tile];
       });
     }
@@ -161,7 +194,7 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
   tile_offsets[tiles] = starts(c, tiles, shares, tile_offsets);
   parallel_shares(n, shares, [=](int s, int64_t, int64_t) {
     int64_t* next = c + s * tiles;
-    for (const Pair& pair : pairs[s]) entries[next[pair.tile]++] = int64_t(pair.cells) << 32 | pair.gaussian;
+    for (const Pair& pair : pairs[s]) entries[next[pair.tile]++] = int64_t(pair.cells) << 32 | pair.slot;
   });
 }
 
