@@ -20,7 +20,7 @@ from .native import Table, launch
 ROW = 16  # numbers per projected Gaussian
 CHUNK = 2048  # Gaussians whose counts and pose gradients are summed together
 COLOR, CHANNELS = 8, 4  # first channel of a row; channels drawn at a time
-TILE = 16
+TILE, BAND = 16, 2  # pixels, tiles
 SMOOTH_CUTOFF = False  # float64 only: what gradient checks set, for alpha >= 1/255 is a jump
 
 Images = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None", "Tensor | None"]
@@ -66,10 +66,15 @@ class Drawing:
 class Sorted:
     """Entries by tile, and where gradients are summed."""
 
-    entries: Tensor  # (N,) int64: a Gaussian's number, and from bit 32 on the cells of the tile that it meets
+    entries: Tensor  # (N,) int64: a slot, and from bit 32 on the cells of the tile that its Gaussian meets
     tile_offsets: Tensor  # (tiles + 1,) int64
-    slot_of: Tensor  # (G,) int32: the slot of a Gaussian and band is the number here + band
-    slots: int
+    slot_gaussian: Tensor  # (slots,) int32: the Gaussian whose gradients are summed there, ascending within a band
+    band_offsets: Tensor  # (bands + 1,) int64: the slots of a band
+
+    @property
+    def lists(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As the kernels take them."""
+        return self.entries, self.tile_offsets, self.slot_gaussian
 
 
 def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor, Tensor]:
@@ -84,14 +89,19 @@ def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor
     return rows, counts
 
 
-def project_backward(gaussians, K, pose, view, rows, grad_rows, buffers, with_pose, statistics) -> Tensor | None:
-    """Adds to ``buffers`` (those that are not None) and ``statistics``; -> the gradient of the pose."""
+def project_backward(
+    gaussians, K, pose, view, rows, grad_rows, slots, lists: Sorted | None, buffers, with_pose, statistics
+) -> Tensor | None:
+    """Of grad_rows, or where None of slots. Adds to ``buffers`` (those that are not None) and ``statistics``; -> the gradient of the pose."""
     means, sh = gaussians[0], gaussians[4]
     chunks = -(-len(means) // CHUNK)
     grad_pose = torch.zeros(chunks, 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
     stored = 0 if sh is None else sh.shape[1]
+    given = (grad_rows, None, None, None, 0)
+    if grad_rows is None:
+        given = (None, slots, lists.slot_gaussian, lists.band_offsets, len(lists.band_offsets) - 1)
     arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
-    launch("splat_project_backward", means.dtype, *arguments, rows, grad_rows, *buffers, grad_pose, statistics)
+    launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, grad_pose, statistics)
     if grad_pose is None:
         return None
     return torch.cat([grad_pose.sum(0), grad_pose.new_zeros(1, 4)]).to(pose.dtype)
@@ -100,11 +110,11 @@ def project_backward(gaussians, K, pose, view, rows, grad_rows, buffers, with_po
 def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
     """Which Gaussians each tile blends."""
     _, most, slots = counts.sum(0).tolist()
-    tiles = -(-width // TILE) * -(-height // TILE)
-    entries, tile_offsets = (torch.empty(n, dtype=torch.int64, device=rows.device) for n in (most, tiles + 1))
-    slot_of = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
-    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, most, entries, tile_offsets, slot_of)
-    return Sorted(entries, tile_offsets, slot_of, slots)
+    tiles, bands = -(-width // TILE) * -(-height // TILE), -(-height // (TILE * BAND))
+    sizes = ((most, torch.int64), (tiles + 1, torch.int64), (slots, torch.int32), (bands + 1, torch.int64))
+    lists = Sorted(*(torch.empty(n, dtype=dtype, device=rows.device) for n, dtype in sizes))
+    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, *lists.lists, lists.band_offsets)
+    return lists
 
 
 def _planes(images: list[tuple[Tensor, int, int]]) -> Table:
@@ -129,7 +139,7 @@ def draw(rows: Tensor, lists: Sorted, features: Tensor | None, background: Tenso
     z_depths = rows.new_empty(size) if what.depths else None
     medians = rows.new_empty(size) if what.median_depths else None
     drawn = None if features is None else rows.new_empty(*size, features.shape[1])
-    scene = (rows, lists.entries, lists.tile_offsets, len(lists.tile_offsets) - 1, what.width, what.height)
+    scene = (rows, *lists.lists, len(lists.tile_offsets) - 1, what.width, what.height)
     for source, first, n, planes in _passes(rows, colors, z_depths, features, drawn):
         extra = (background, alphas, medians) if source is rows else (None, None, None)
         channels = (source, first, source.shape[1], n)
@@ -137,26 +147,39 @@ def draw(rows: Tensor, lists: Sorted, features: Tensor | None, background: Tenso
     return colors, alphas, z_depths, medians, drawn
 
 
-def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Drawing) -> tuple[Tensor, Tensor | None]:
-    """-> gradients of rows and features."""
+def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Drawing) -> tuple[Tensor, Any, Any]:
+    """-> slots, gradients of rows (None if slots are all there is) and of features."""
     grad_colors, grad_alphas, grad_depths, _, grad_drawn = (None if g is None else g.contiguous() for g in grads)
     colors, alphas, z_depths, _, drawn = images
-    grad_rows = torch.empty_like(rows)
+    grad_rows = None if features is None else torch.empty_like(rows)
     grad_features = None if features is None else torch.empty_like(features)
-    slots = rows.new_empty(lists.slots, ROW)
-    scene = (rows, lists.entries, lists.tile_offsets, what.width, what.height)
+    slots = rows.new_empty(len(lists.slot_gaussian), ROW)
+    scene = (rows, *lists.lists, what.width, what.height)
     forward = _passes(rows, colors, z_depths, features, drawn)
     backward = _passes(rows, grad_colors, None if z_depths is None else grad_depths, features, grad_drawn)
     for (source, first, n, planes), (_, _, _, grad_planes) in zip(forward, backward, strict=True):
         of_rows = source is rows
         alpha = (alphas, grad_alphas if of_rows else None)
         channels = (source, first, source.shape[1], n)
-        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.slots, lists.slot_of)
+        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.band_offsets)
         launch("splat_blend_backward", rows.dtype, *scene, *channels, *given, int(SMOOTH_CUTOFF))
-        where = (rows, slots, lists.slot_of, len(rows), what.width, what.height)
-        to = (None, 0, 0, 0) if of_rows else (grad_features, *channels[1:])
-        launch("splat_gather", rows.dtype, *where, grad_rows, int(not of_rows), *to)
-    return grad_rows, grad_features
+        if grad_rows is not None:
+            gather(
+                rows,
+                slots,
+                lists,
+                grad_rows,
+                not of_rows,
+                *((None, 0, 0, 0) if of_rows else (grad_features, *channels[1:])),
+            )
+    return slots, grad_rows, grad_features
+
+
+def gather(rows, slots, lists: Sorted, grad_rows, add, grad_channels=None, first=0, stride=0, n=0) -> None:
+    """Slots -> gradients of rows and channels."""
+    bands = len(lists.band_offsets) - 1
+    where = (rows, slots, lists.slot_gaussian, lists.band_offsets, bands, len(rows))
+    launch("splat_gather", rows.dtype, *where, grad_rows, int(add), grad_channels, first, stride, n)
 
 
 def _grad_background(background, grad_colors, alphas):
@@ -182,7 +205,17 @@ class Project(torch.autograd.Function):
         *gaussians, K, pose, rows = ctx.saved_tensors
         buffers = _new_buffers(gaussians, ctx.needs_input_grad)
         grad_pose = project_backward(
-            gaussians, K, pose, ctx.view, rows, grad_rows.contiguous(), buffers, ctx.needs_input_grad[6], None
+            gaussians,
+            K,
+            pose,
+            ctx.view,
+            rows,
+            grad_rows.contiguous(),
+            None,
+            None,
+            buffers,
+            ctx.needs_input_grad[6],
+            None,
         )
         return *buffers, None, grad_pose, None
 
@@ -206,7 +239,10 @@ class Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads):
         rows, features, background, *images = ctx.saved_tensors
-        grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads, ctx.what)
+        slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads, ctx.what)
+        if grad_rows is None:
+            grad_rows = torch.empty_like(rows)
+            gather(rows, slots, ctx.lists, grad_rows, False)
         wants_background = background is not None and ctx.needs_input_grad[3] and grads[0] is not None
         grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
         return grad_rows, None, grad_features, grad_background, None
@@ -251,9 +287,11 @@ class Render(torch.autograd.Function):
         *gaussians, K, pose, rows, features, background = ctx.saved_tensors[:10]
         images = ctx.saved_tensors[10:]
         needs = ctx.needs_input_grad
-        grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
+        slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
         buffers = ctx.buffers if ctx.buffers is not None else _new_buffers(gaussians, needs)
-        grad_pose = project_backward(gaussians, K, pose, ctx.view, rows, grad_rows, buffers, needs[6], ctx.statistics)
+        grad_pose = project_backward(
+            gaussians, K, pose, ctx.view, rows, grad_rows, slots, ctx.lists, buffers, needs[6], ctx.statistics
+        )
         wants_background = background is not None and needs[8] and grads[0] is not None
         grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
         given = (None,) * 5 if ctx.buffers is not None else buffers

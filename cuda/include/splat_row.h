@@ -1,7 +1,8 @@
 // A projected Gaussian as one row of 16 numbers (a cache line of floats), and what of the image its ellipse can meet.
 //
 // Image: tiles of 16 x 16 pixels, each of 4 x 4 blocks of 4 x 4 pixels. Gradients are summed per Gaussian and band of tile
-// rows: a band is worked on by one thread, in order, so that sums depend on nothing but the image's size.
+// rows, in a slot: a band is worked on by one thread, in order, so that sums depend on nothing but the image's size, and its
+// slots lie side by side, so that they stay in that thread's cache.
 #pragma once
 #include "lane_math.h"
 
@@ -13,6 +14,7 @@ enum Column { MEAN = 0, CONIC = 2, OPACITY = 5, EXTENT = 6, COLOR = 8, DEPTH = 1
 enum Moment { V = 0, V_X, V_Y, V_XX, V_XY, V_YY, ABS_X, ABS_Y, CHANNEL };
 
 constexpr int TILE = 16, CELL = 4, BAND = 2;  // pixels, pixels, tiles
+constexpr int CHUNK = 2048;                  // Gaussians that are worked on together
 constexpr double MIN_ALPHA = 1.0 / 255, MAX_ALPHA = 0.999, MIN_TRANSMITTANCE = 1e-4;
 
 // The pixels whose centres lie within the ellipse's bounding box and the image.
@@ -37,6 +39,30 @@ template <class T> PF_INLINE Box box_of(const T* row, int width, int height) {
   if (!(row[EXTENT] > T(0))) return {0, 0, -1, -1};
   const T x = row[MEAN], y = row[MEAN + 1], ex = row[EXTENT], ey = row[EXTENT + 1];
   return {first_pixel(x - ex, width), first_pixel(y - ey, height), last_pixel(x + ex, width), last_pixel(y + ey, height)};
+}
+
+// f(slot, Gaussian) for the slots, band by band, of the Gaussians [begin, end).
+template <class F> PF_INLINE void for_slots(const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t begin, int64_t end, F f) {
+  for (int band = 0; band < bands; ++band) {
+    int64_t low = band_offsets[band], high = band_offsets[band + 1];
+    const int64_t last = high;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (slot_gaussian[middle] < begin) low = middle + 1;
+      else high = middle;
+    }
+    for (; low < last && slot_gaussian[low] < end; ++low) f(low, int64_t(slot_gaussian[low]));
+  }
+}
+
+// A slot's moments -> its share of the gradient to the row, channels in place of colour and depth.
+template <class T> PF_INLINE void row_gradient(const T* row, const T* m, T* g) {
+  const T a = row[CONIC], b = row[CONIC + 1], c = row[CONIC + 2];
+  g[MEAN] = a * m[V_X] + b * m[V_Y], g[MEAN + 1] = b * m[V_X] + c * m[V_Y];
+  g[CONIC] = T(-0.5) * m[V_XX], g[CONIC + 1] = -m[V_XY], g[CONIC + 2] = T(-0.5) * m[V_YY];
+  g[OPACITY] = m[V] / row[OPACITY];
+  g[EXTENT] = m[ABS_X], g[EXTENT + 1] = m[ABS_Y];
+  for (int k = 0; k < 4; ++k) g[COLOR + k] = m[CHANNEL + k];
 }
 
 }  // namespace polyfield

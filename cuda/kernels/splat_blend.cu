@@ -24,17 +24,18 @@ template <class T> struct Channels {
 template <class T> struct Scene {
   const T* rows;
   const int64_t *entries, *tile_offsets;
+  const int32_t* slot_gaussian;
   int width, height;
   Channels<T> channels;
 };
 
-// f(number of a Gaussian, its splat, cells) for a tile's entries until nothing is live.
+// f(slot, number of a Gaussian, its splat, cells) for a tile's entries until nothing is live.
 template <class T, class F> PF_INLINE void for_entries(const Scene<T>& s, const Window& w, int64_t tile, const uint32_t& live, F f) {
   const int64_t end = s.tile_offsets[tile + 1];
   for (int64_t e = s.tile_offsets[tile]; e < end && live; ++e) {
-    if (e + AHEAD < end) __builtin_prefetch(s.rows + ROW * (s.entries[e + AHEAD] & 0xffffffff));
-    const int64_t gaussian = s.entries[e] & 0xffffffff;
-    f(gaussian, Splat<T>(s.rows + ROW * gaussian, w), uint32_t(s.entries[e] >> 32) & live);
+    if (e + AHEAD < end) __builtin_prefetch(s.rows + ROW * int64_t(s.slot_gaussian[int32_t(s.entries[e + AHEAD])]));
+    const int64_t slot = int32_t(s.entries[e]), gaussian = s.slot_gaussian[slot];
+    f(slot, gaussian, Splat<T>(s.rows + ROW * gaussian, w), uint32_t(s.entries[e] >> 32) & live);
   }
 }
 
@@ -56,7 +57,7 @@ void blend_tile(const Scene<T>& s, int64_t tile, const Planes<T>& images, const 
   if (MEDIAN)
     for (int i = 0; i < PIXELS; ++i) median[i] = T(0);
   uint32_t live = cells_inside<T>(w);
-  for_entries(s, w, tile, live, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
+  for_entries(s, w, tile, live, [&](int64_t, int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
     R value[N];
     for (int c = 0; c < N; ++c) value[c] = R(c < s.channels.n ? s.channels.channels[gaussian * s.channels.stride + c] : T(0));
     for (; cells; cells &= cells - 1) {
@@ -93,9 +94,9 @@ void blend_tile(const Scene<T>& s, int64_t tile, const Planes<T>& images, const 
 }
 
 template <class T>
-void splat_blend(const T* rows, const int64_t* entries, const int64_t* tile_offsets, int64_t tiles, int width, int height, const T* channels,
+void splat_blend(const T* rows, const int64_t* entries, const int64_t* tile_offsets, const int32_t* slot_gaussian, int64_t tiles, int width, int height, const T* channels,
                  int64_t first, int64_t stride, int n, const Inline<Planes<T>>& images, const T* background, T* alphas, T* medians, int smooth) {
-  const Scene<T> s{rows, entries, tile_offsets, width, height, {channels + first, stride, n}};
+  const Scene<T> s{rows, entries, tile_offsets, slot_gaussian, width, height, {channels + first, stride, n}};
   const auto run = [&](auto blend) { parallel_pieces(tiles, [&](int64_t tile) { blend(s, tile, images.value, background, alphas, medians); }); };
   if (std::is_same_v<T, double> && smooth) run(blend_tile<T, 4, true, std::is_same_v<T, double>>);
   else if (medians) run(blend_tile<T, 4, true, false>);
@@ -108,10 +109,9 @@ template <class T> struct Upstream {
   Planes<T> images, grad_images;  // what was drawn, over its background, and its gradient
   const T *alphas, *grad_alphas;
   T* slots;
-  const int32_t* slot_of;
 };
 
-template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, int64_t tile, int band, const Upstream<T>& up) {
+template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, int64_t tile, const Upstream<T>& up) {
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
@@ -127,7 +127,7 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
     for (int i = 0; i < PIXELS; ++i) rest[i] += grad[c][i] * scratch[i];
   }
   uint32_t live = cells_inside<T>(w);
-  for_entries(s, w, tile, live, [&](int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
+  for_entries(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
     const T* row = s.rows + ROW * gaussian;
     const R a(row[CONIC]), b(row[CONIC + 1]), c(row[CONIC + 2]);
     R value[N], m[16];
@@ -161,21 +161,21 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
       }
       if (!alive) live &= ~(1u << cell);
     }
-    add_sums(up.slots + ROW * int64_t(up.slot_of[gaussian] + band), m);
+    add_sums(up.slots + ROW * slot, m);
   });
 }
 
 template <class T>
-void splat_blend_backward(const T* rows, const int64_t* entries, const int64_t* tile_offsets, int width, int height, const T* channels,
+void splat_blend_backward(const T* rows, const int64_t* entries, const int64_t* tile_offsets, const int32_t* slot_gaussian, int width, int height, const T* channels,
                           int64_t first, int64_t stride, int n, const Inline<Planes<T>>& images, const Inline<Planes<T>>& grad_images, const T* alphas, const T* grad_alphas, T* slots,
-                          int64_t slot_count, const int32_t* slot_of, int smooth) {
-  const Scene<T> s{rows, entries, tile_offsets, width, height, {channels + first, stride, n}};
-  const Upstream<T> up{images.value, grad_images.value, alphas, grad_alphas, slots, slot_of};
+                          const int64_t* band_offsets, int smooth) {
+  const Scene<T> s{rows, entries, tile_offsets, slot_gaussian, width, height, {channels + first, stride, n}};
+  const Upstream<T> up{images.value, grad_images.value, alphas, grad_alphas, slots};
   const int64_t tiles_x = ceil_div(width, TILE), tiles = tiles_x * ceil_div(height, TILE), band = tiles_x * BAND;
-  parallel_chunks(slot_count * ROW, 1 << 16, [=](int64_t begin, int64_t end) { std::memset(slots + begin, 0, (end - begin) * sizeof(T)); });
   const auto run = [&](auto blend) {
     parallel_pieces(ceil_div(tiles, band), [&](int64_t b) {
-      for (int64_t tile = b * band; tile < tiles && tile < (b + 1) * band; ++tile) blend(s, tile, int(b), up);
+      std::memset(slots + ROW * band_offsets[b], 0, ROW * (band_offsets[b + 1] - band_offsets[b]) * sizeof(T));
+      for (int64_t tile = b * band; tile < tiles && tile < (b + 1) * band; ++tile) blend(s, tile, up);
     });
   };
   if (std::is_same_v<T, double> && smooth) run(blend_tile_backward<T, 4, std::is_same_v<T, double>>);
@@ -185,29 +185,20 @@ void splat_blend_backward(const T* rows, const int64_t* entries, const int64_t* 
 
 // Sums over bands -> gradients to rows (added if `add`) and to channels beyond colour and depth.
 template <class T>
-void splat_gather(const T* rows, const T* slots, const int32_t* slot_of, Threads<> gaussians, int width, int height, T* grad_rows, int add, T* grad_channels,
-                  int64_t first, int64_t stride, int n) {
-  for_each(gaussians, [=](int64_t i) {
-    const T* row = rows + ROW * i;
-    T *grad = grad_rows + ROW * i, m[ROW], g[ROW];
-    const Box box = box_of(row, width, height);
-    if (!add) std::memset(grad, 0, sizeof m);
+void splat_gather(const T* rows, const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t gaussians, T* grad_rows,
+                  int add, T* grad_channels, int64_t first, int64_t stride, int n) {
+  parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
+    if (!add) std::memset(grad_rows + ROW * begin, 0, ROW * (end - begin) * sizeof(T));
     if (grad_channels)
-      for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = T(0);
-    if (box.empty()) return;
-    const T* slot = slots + ROW * int64_t(slot_of[i] + box.first_band());
-    std::memcpy(m, slot, sizeof m);
-    for (int band = 1; band < box.bands(); ++band)
-      for (int k = 0; k < ROW; ++k) m[k] += slot[ROW * band + k];
-    const T a = row[CONIC], b = row[CONIC + 1], c = row[CONIC + 2];
-    g[MEAN] = a * m[V_X] + b * m[V_Y], g[MEAN + 1] = b * m[V_X] + c * m[V_Y];
-    g[CONIC] = T(-0.5) * m[V_XX], g[CONIC + 1] = -m[V_XY], g[CONIC + 2] = T(-0.5) * m[V_YY];
-    g[OPACITY] = m[V] / row[OPACITY];
-    g[EXTENT] = m[ABS_X], g[EXTENT + 1] = m[ABS_Y];
-    for (int k = 0; k < MOST; ++k) g[COLOR + k] = grad_channels ? T(0) : m[CHANNEL + k];
-    for (int k = 0; k <= DEPTH; ++k) grad[k] += g[k];
-    if (grad_channels)
-      for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = m[CHANNEL + k];
+      for (int64_t i = begin; i < end; ++i)
+        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = T(0);
+    for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
+      T g[ROW];
+      row_gradient(rows + ROW * i, slots + ROW * slot, g);
+      for (int k = 0; k < (grad_channels ? COLOR : DEPTH + 1); ++k) grad_rows[ROW * i + k] += g[k];
+      if (grad_channels)
+        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] += g[COLOR + k];
+    });
   });
 }
 

@@ -11,10 +11,11 @@
 #include "sh_polynomials.h"
 #include "splat_lens.h"
 #include "splat_row.h"
+#include <vector>
 
 namespace polyfield {
 
-constexpr int MAX_SH = 3 * MAX_BASES, CHUNK = 2048, POSE = 12;
+constexpr int MAX_SH = 3 * MAX_BASES, POSE = 12;
 
 template <class T> struct View {
   T r[9], t[3], center[3], fx, fy, cx, cy, near, blur;
@@ -151,9 +152,7 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
-// Where gradients are added to; 0 = not wanted.
-template <class T> struct Gradients { T *means, *quats, *log_scales, *logit_opacities, *sh; };
-
+// Of rows, or of what blending left in slots; added to the grad_* that are wanted (not 0).
 template <class R, int N> PF_INLINE void add_rows(scalar_t<R>* p, const R* x, int n, Mask<scalar_t<R>> seen) {
   for (uint32_t left = bits(seen); left; left &= left - 1) {
     const int lane = lowest(left);
@@ -182,7 +181,7 @@ template <class R> PF_INLINE void add_sh(scalar_t<R>* to, int stored, int bases,
 template <class T>
 void splat_project_backward(const T* means, const T* quats, const T* log_scales, const T* logit_opacities, const T* sh, Threads<> gaussians, int stored,
                             int degree, const T* K, const T* pose, int lens, int width, int height, T near, T blur, int antialias, const T* rows,
-                            const T* grad_rows, T* grad_means, T* grad_quats, T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, double* grad_pose,
+                            const T* grad_rows, const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, T* grad_means, T* grad_quats, T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, double* grad_pose,
                             T* statistics) {
   using R = Lane<T>;
   const View<T> view(K, pose, lens, width, height, near, blur, antialias);
@@ -191,13 +190,25 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
   parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
     R to_pose[POSE];
     for (int k = 0; k < POSE; ++k) to_pose[k] = R(T(0));
+    const T* grads = grad_rows + ROW * begin;
+    if (!grad_rows) {
+      static thread_local std::vector<T> gathered(CHUNK * ROW);
+      std::memset(gathered.data(), 0, CHUNK * ROW * sizeof(T));
+      T* to = gathered.data() - ROW * begin;
+      for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
+        T g[ROW];
+        row_gradient(rows + ROW * i, slots + ROW * slot, g);
+        for (int k = 0; k <= DEPTH; ++k) to[ROW * i + k] += g[k];
+      });
+      grads = gathered.data();
+    }
     for (int64_t i = begin; i < end; i += LANES) {
       const int n = int(end - i < LANES ? end - i : LANES);
       const T* row = rows + ROW * i;
       const Mask<T> seen = load_strided(row + EXTENT, ROW, n) > R(T(0));
       if (!any(seen)) continue;
       R g[ROW];
-      rows_to_lanes(grad_rows + ROW * i, ROW, ROW, n, g);
+      rows_to_lanes(grads + ROW * (i - begin), ROW, ROW, n, g);
       for (int k = 0; k < ROW; ++k) g[k] = select(seen, g[k], R(T(0)));
       if (statistics) {
         const R length = sqrt(g[MEAN] * g[MEAN] + g[MEAN + 1] * g[MEAN + 1]), absolute = sqrt(g[EXTENT] * g[EXTENT] + g[EXTENT + 1] * g[EXTENT + 1]);

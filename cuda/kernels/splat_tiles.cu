@@ -41,34 +41,63 @@ template <class C> int64_t starts(C* counts, int64_t bins, int shares, int64_t* 
   return total;
 }
 
-// The Gaussians that are seen, by depth; equal depths keep their order.
-template <class T> std::vector<Keyed<T>>& sorted_by_depth(const T* rows, int64_t gaussians, int shares) {
+// What shares of the Gaussians, in the order of their numbers, find in a first look.
+template <class T> struct Found {
+  std::vector<Keyed<T>> a, b;    // those that are seen
+  std::vector<int64_t> counts;   // work space of the sorts
+  std::vector<int32_t> pairs;    // of a Gaussian: where its slots begin in `slot_of`, by number
+  std::vector<int32_t> slot_of;  // its slots, band after band
+};
+
+// The Gaussians that are seen, by depth; equal depths keep their order. On the way, each band's slots: one per Gaussian that
+// may meet it, in the order of their numbers.
+template <class T>
+const std::vector<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t gaussians, int width, int height, int shares, int32_t* slot_gaussian,
+                                             int64_t* band_offsets) {
   using K = typename Key<T>::type;
-  static thread_local std::vector<Keyed<T>> a, b;
-  static thread_local std::vector<int64_t> counts;
-  counts.assign(std::size_t(shares) * DIGITS, 0);
-  int64_t* c = counts.data();
+  const int64_t bands = ceil_div(height, TILE * BAND);
+  found.a.resize(gaussians), found.b.resize(gaussians), found.pairs.resize(gaussians);
+  found.counts.assign(shares * std::max<int64_t>(DIGITS, bands), 0);
+  int64_t* c = found.counts.data();
+  int32_t* pairs = found.pairs.data();
+  Keyed<T>*from = found.a.data(), *to = found.b.data();
+  std::vector<int64_t> seen(shares + 1, 0), paired(shares + 1, 0);
+  int64_t *seen_of = seen.data() + 1, *paired_of = paired.data() + 1;
   parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
-    int64_t seen = 0;
-    for (int64_t i = begin; i < end; ++i) seen += rows[ROW * i + EXTENT] > T(0);
-    c[s] = seen;
+    Keyed<T>* at = to + begin;
+    int64_t *count = c + s * bands, sum = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = rows + ROW * i;
+      const Box box = box_of(row, width, height);
+      if (box.empty()) continue;
+      pairs[i] = int32_t(sum), sum += box.bands();
+      for (int band = 0; band < box.bands(); ++band) ++count[box.first_band() + band];
+      K key;
+      std::memcpy(&key, row + DEPTH, sizeof key);
+      constexpr K SIGN = K(1) << (8 * sizeof(K) - 1);
+      *at++ = {key & SIGN ? ~key : key | SIGN, int32_t(i)};
+    }
+    seen_of[s] = at - (to + begin), paired_of[s] = sum;
   });
-  const int64_t n = starts(c, 1, shares, nullptr);
-  a.resize(n), b.resize(n);
-  Keyed<T>*from = a.data(), *to = b.data();
-  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
-    Keyed<T>* at = from + c[s];
-    for (int64_t i = begin; i < end; ++i)
-      if (rows[ROW * i + EXTENT] > T(0)) {
-        K key;
-        const T depth = rows[ROW * i + DEPTH];
-        std::memcpy(&key, &depth, sizeof key);
-        constexpr K SIGN = K(1) << (8 * sizeof(K) - 1);
-        *at++ = {key & SIGN ? ~key : key | SIGN, int32_t(i)};
+  band_offsets[bands] = starts(c, bands, shares, band_offsets);
+  for (int s = 0; s < shares; ++s) seen[s + 1] += seen[s], paired[s + 1] += paired[s];
+  found.slot_of.resize(paired[shares]);
+  int32_t* slot_of = found.slot_of.data();
+  const int64_t n = seen[shares], *seen_first = seen.data(), *paired_first = paired.data();
+  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t) {
+    int64_t* next = c + s * bands;
+    for (int64_t k = 0; k < seen_first[s + 1] - seen_first[s]; ++k) {
+      const Keyed<T> one = from[seen_first[s] + k] = to[begin + k];
+      const Box box = box_of(rows + ROW * int64_t(one.gaussian), width, height);
+      pairs[one.gaussian] += int32_t(paired_first[s]);
+      for (int band = 0; band < box.bands(); ++band) {
+        const int64_t slot = next[box.first_band() + band]++;
+        slot_of[pairs[one.gaussian] + band] = int32_t(slot), slot_gaussian[slot] = one.gaussian;
       }
+    }
   });
   for (int shift = 0; shift < int(8 * sizeof(K)); shift += DIGIT) {
-    std::fill(counts.begin(), counts.end(), 0);
+    std::fill_n(c, shares * DIGITS, 0);
     parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ++c[s * DIGITS + (from[i].key >> shift) % DIGITS];
     });
@@ -78,108 +107,94 @@ template <class T> std::vector<Keyed<T>>& sorted_by_depth(const T* rows, int64_t
     });
     std::swap(from, to);
   }
-  return from == a.data() ? a : b;
+  std::vector<Keyed<T>>& sorted = from == found.a.data() ? found.a : found.b;
+  sorted.resize(n);
+  return sorted;
 }
 
-// f(tile, cells) for the tiles that an ellipse meets, row by row.
-template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, int tiles_x, F f) {
+// f(tile x, tile y, cells) for the tiles that an ellipse meets, row by row.
+template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, F f) {
   using R = Lane<T>;
   using I = Lane<int32_t>;
+  using U = Lane<uint32_t>;
+  constexpr int SPAN = 8;  // tiles whose cells have a bit each in a word
   const T a = row[CONIC], b = row[CONIC + 1], c = row[CONIC + 2], x = row[MEAN], ex = row[EXTENT], ey = row[EXTENT + 1];
   // reach = ex^2 det / c, and the ellipse's rightmost point lies at dy = -ex b / c
   const T det = a * c - b * b, reach = ex * ex * det / c, top = -ex * b / c, inverse = T(1) / a, slack = T(1e-3);
-  alignas(64) int32_t left[LANES + 4], right[LANES + 4];
-  const int last_row = box.y1 / CELL;
-  for (int cell_y = box.y0 / TILE * CELL; cell_y <= last_row;) {
-    // whole tile rows at a time, as many as the lanes hold
-    const R y0 = (iota<T>() + R(T(cell_y))) * R(T(CELL)) + R(T(0.5) - row[MEAN + 1]), y1 = y0 + R(T(CELL - 1));
+  alignas(64) uint32_t covered[LANES];
+  const int last_row = box.y1 / CELL, first_tile = box.x0 / TILE, last_tile = box.x1 / TILE;
+  for (int base = box.y0 / TILE * CELL; base <= last_row; base += LANES) {  // cell rows, whole tile rows at a time
+    const R y0 = (iota<T>() + R(T(base))) * R(T(CELL)) + R(T(0.5) - row[MEAN + 1]), y1 = y0 + R(T(CELL - 1));
     const auto outside = (y0 > R(ey + slack)) | (y1 < R(-ey - slack));
-    const R to_right = max(min(max(R(top), y0), y1), R(-ey)), to_left = max(min(max(R(-top), y0), y1), R(-ey));
-    const R yr = min(to_right, R(ey)), yl = min(to_left, R(ey));
+    const R yr = min(max(min(max(R(top), y0), y1), R(-ey)), R(ey)), yl = min(max(min(max(R(-top), y0), y1), R(-ey)), R(ey));
     const R high = R(x) + (sqrt(max(R(reach * a) - R(det) * yr * yr, R(T(0)))) - R(b) * yr) * R(inverse) + R(slack - T(0.5));
     const R low = R(x) - (sqrt(max(R(reach * a) - R(det) * yl * yl, R(T(0)))) + R(b) * yl) * R(inverse) - R(slack + T(0.5));
-    const I l(ceil(min(max(low, R(T(0))), R(T(width))))), r(floor(min(max(high, R(T(-1))), R(T(width - 1)))));
-    const Mask<int32_t> none = Mask<int32_t>(outside) | (l > r);
-    store(left, select(none, I(1 << 30), l >> 2));
-    store(right, select(none, I(-1), r >> 2));
-    for (int j = 0; j < LANES && cell_y <= last_row; j += CELL, cell_y += CELL) {
-      const int *lo = left + j, *hi = right + j;
-      const int first = std::min(std::min(lo[0], lo[1]), std::min(lo[2], lo[3])), last = std::max(std::max(hi[0], hi[1]), std::max(hi[2], hi[3]));
-      const int tile_row = cell_y / CELL * tiles_x;
-      for (int tx = first / CELL; tx <= last / CELL && first <= last; ++tx) {
-        uint32_t cells = 0;
-        for (int k = 0; k < CELL; ++k) {
-          const int from = std::max(lo[k] - CELL * tx, 0), to = std::min(hi[k] - CELL * tx, CELL - 1);
-          if (from <= to) cells |= ((2u << to) - (1u << from)) << CELL * k;
+    const I left(ceil(min(max(low, R(T(0))), R(T(width))))), right(floor(min(max(high, R(T(-1))), R(T(width - 1)))));
+    const Mask<int32_t> some = !(Mask<int32_t>(outside) | (left > right));
+    for (int tile = first_tile; tile <= last_tile; tile += SPAN) {
+      const I from = (left >> 2) - I(CELL * tile), to = (right >> 2) - I(CELL * tile);
+      const U bits_up = U(~0u) << U(max(min(from, I(31)), I(0))), bits_to = U(~0u) >> U(I(31) - max(min(to, I(31)), I(0)));
+      store(covered, select(Mask<uint32_t>((some & (from < I(32)) & (to >= I(0))).v), bits_up & bits_to, U(0u)));
+      const int tiles = std::min(SPAN, last_tile - tile + 1);
+      for (int j = 0; j < LANES && base + j <= last_row; j += CELL) {
+        const uint32_t* line = covered + j;
+        if (!(line[0] | line[1] | line[2] | line[3])) continue;
+        for (int k = 0; k < tiles; ++k) {
+          uint32_t cells = 0;
+          for (int r = 0; r < CELL; ++r) cells |= (line[r] >> CELL * k & 15u) << CELL * r;
+          if (cells) f(tile + k, (base + j) / CELL, cells);
         }
-        if (cells) f(tile_row + tx, cells);
       }
     }
   }
 }
 
+struct Pair {
+  int32_t tile, slot;
+  uint32_t cells;
+};
+
 template <class T>
-void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t most, int64_t* entries, int64_t* tile_offsets, int32_t* slots) {
-  struct Pair { int32_t tile, gaussian; uint32_t cells; };
+void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t* entries, int64_t* tile_offsets, int32_t* slot_gaussian,
+                 int64_t* band_offsets) {
+  static thread_local Found<T> first_look;
   static thread_local std::vector<int64_t> counts;
-  static thread_local std::vector<Pair> pairs;
-  const int shares = gaussians < 4096 ? 1 : thread_count();
-  const int tiles_x = int(ceil_div(width, TILE));
+  static thread_local std::vector<std::vector<Pair>> pairs_of;  // of each share
+  const int shares = gaussians < 4096 ? 1 : thread_count(), tiles_x = int(ceil_div(width, TILE));
   const int64_t tiles = tiles_x * ceil_div(height, TILE);
-  const std::vector<Keyed<T>>& sorted = sorted_by_depth(rows, gaussians, shares);
+  const std::vector<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
   const Keyed<T>* order = sorted.data();
   const int64_t n = int64_t(sorted.size());
-
-  // Where a Gaussian's gradients are summed: slots[i] + band.
-  counts.assign(shares, 0);
-  int64_t* c = counts.data();
-  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
-    int64_t sum = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const Box box = box_of(rows + ROW * i, width, height);
-      if (!box.empty()) slots[i] = int32_t(sum) - box.first_band(), sum += box.bands();
-    }
-    c[s] = sum;
-  });
-  starts(c, 1, shares, nullptr);
-  parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
-    if (c[s] > 0)
-      for (int64_t i = begin; i < end; ++i) slots[i] += int32_t(c[s]);
-  });
-
-  // Pairs: each share writes where the bounding boxes of the shares before it end.
-  std::vector<int64_t> place(shares + 1, 0), made(shares, 0);
-  int64_t* p = place.data();
-  parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
-    int64_t sum = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      if (i + AHEAD < end) __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
-      sum += box_of(rows + ROW * int64_t(order[i].gaussian), width, height).tiles();
-    }
-    p[s] = sum;
-  });
-  starts(p, 1, shares, nullptr);
-  if (int64_t(pairs.size()) < most) pairs.resize(most + most / 4);
+  pairs_of.resize(shares);
   counts.assign(shares * tiles, 0);
-  c = counts.data();
-  Pair* all = pairs.data();
-  int64_t* m = made.data();
+  std::vector<Pair>* pairs = pairs_of.data();
+  const int32_t *first_pair = first_look.pairs.data(), *slot_of = first_look.slot_of.data();
+  int64_t* c = counts.data();
   parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
-    Pair* at = all + p[s];
+    std::vector<Pair>& found = pairs[s];
+    found.clear();
+    int64_t* count = c + s * tiles;
     for (int64_t i = begin; i < end; ++i) {
-      if (i + AHEAD < end) __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
+      if (i + AHEAD < end) {
+        __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
+        __builtin_prefetch(first_pair + order[i + AHEAD].gaussian);
+      }
+      if (i + AHEAD / 2 < end) __builtin_prefetch(slot_of + first_pair[order[i + AHEAD / 2].gaussian]);
       const int32_t gaussian = order[i].gaussian;
       const T* row = rows + ROW * int64_t(gaussian);
-      for_tiles(row, box_of(row, width, height), width, tiles_x, [&](int32_t tile, uint32_t cells) {
-        *at++ = {tile, gaussian, cells};
-        ++c[s * tiles + tile];
+      const Box box = box_of(row, width, height);
+      const int32_t* slots = slot_of + first_pair[gaussian] - box.first_band();
+      for_tiles(row, box, width, [&](int32_t tile_x, int32_t tile_y, uint32_t cells) {
+        const int32_t tile = tile_y * tiles_x + tile_x;
+        found.push_back({tile, slots[tile_y / BAND], cells});
+        ++count[tile];
       });
     }
-    m[s] = at - all;
   });
   tile_offsets[tiles] = starts(c, tiles, shares, tile_offsets);
   parallel_shares(n, shares, [=](int s, int64_t, int64_t) {
-    for (const Pair* pair = all + p[s]; pair < all + m[s]; ++pair) entries[c[s * tiles + pair->tile]++] = int64_t(pair->cells) << 32 | pair->gaussian;
+    int64_t* next = c + s * tiles;
+    for (const Pair& pair : pairs[s]) entries[next[pair.tile]++] = int64_t(pair.cells) << 32 | pair.slot;
   });
 }
 
