@@ -28,12 +28,14 @@ def _pixel_centers(camera: Camera) -> Tensor:
 
 
 class PixelBatches:
-    """Draws ``(Rays, Pixels)`` of random training pixels, on ``device``."""
+    """Draws ``rays`` random training pixels, on ``device``."""
 
-    def __init__(self, frames: Sequence[Frame], *, near: float, seed: int = 0, device: torch.device = CPU) -> None:
+    def __init__(
+        self, frames: Sequence[Frame], *, near: float, rays: int = 1024, seed: int = 0, device: torch.device = CPU
+    ) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
-        self.near, self.device = near, device
+        self.near, self.rays, self.device = near, rays, device
         lenses: dict[object, int] = {}
         directions: list[Tensor] = []
         first: list[int] = []  # where a frame's lens starts in the table of directions
@@ -81,8 +83,9 @@ class PixelBatches:
         tensors = [self.colors, self.alphas, self.masks, self.directions]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
-    def draw(self, rays: int) -> tuple[Rays, Pixels]:
-        """``rays`` pixels, uniformly over all pixels of all views."""
+    def draw(self) -> tuple[Rays, Pixels, Tensor]:
+        """``rays`` pixels, uniformly over all pixels of all views, and the number of each one's frame (R,)."""
+        rays = self.rays
         pixel = torch.randint(self.count, (rays,), generator=self.generator, device=self.storage)
         camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
         local = self.directions.index_select(0, self.lens_offsets[camera] + pixel - self.pixel_offsets[camera])
@@ -101,7 +104,7 @@ class PixelBatches:
         )
         if self.storage != self.device:
             view, target = view.send(self.device), target.send(self.device)
-        return view, replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas))
+        return view, replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas)), view.camera_indices
 
 
 def _unit(values: Tensor | None) -> Tensor | None:

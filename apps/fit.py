@@ -8,21 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..fields.average import Average
-from ..fields.optimizer import Adam
+from ..geometry import Camera, Pixels, Rays
 from ..renderers.exposure import Exposure
 from ..renderers.protocols import Loss, Step
-from ..renderers.volume import VolumeRenderer
-from .batches import PixelBatches
 from .devices import CPU, default_generator, read_later
 from .errors import UserError
-
-MIN_RAYS, MAX_RAYS = 256, 65536
-MAX_COARSENESS, COARSE_UNTIL = 8.0, 0.25  # times the intervals' length; share of the budget
 
 
 class NotFiniteError(UserError):
@@ -44,48 +40,57 @@ class Budget:
         return min(step / self.steps, 1.0) if self.steps else 1.0
 
 
+class Stateful(Protocol):
+    """What a checkpoint keeps: modules, optimizers' helpers, whatever changes from step to step."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Batches(Protocol):
+    """Draws what a step renders, what it should look like, and of which frames it is (a number, or one per ray)."""
+
+    generator: torch.Generator
+    storage: torch.device  # where photographs are
+
+    def draw(self) -> tuple[Rays | Camera, Pixels, Tensor]: ...
+
+
 @dataclass
 class Job:
-    """A fit under way."""
+    """A fit under way. An optimizer's group may say by ``final_fraction`` what of its rate is left at the end."""
 
     field: nn.Module
-    renderer: VolumeRenderer
-    batches: PixelBatches
+    renderer: Any  # draws the field: a nn.Module with ``device`` and ``generator``
+    batches: Batches
     losses: Mapping[str, Loss]
-    optimizer: Adam
-    learning_rate: Callable[[float], float]  # share of the budget spent -> factor on the groups' rates
-    samples_per_step: int
+    optimizer: torch.optim.Optimizer
     exposure: Exposure | None = None
     average: Average | None = None
-    reached: Tensor | None = None  # (bricks,) bool, while a survey of the occupancy grid is under way
-    least_rays: int = 1024
-    rays_per_step: int = 1024
+    parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
     step: int = 0
     elapsed: float = 0.0
     idle: float = 0.0  # seconds that a callable after a step waited for the user: not counted in ``elapsed``
-    generator: torch.Generator = field(default_factory=torch.Generator)  # occupancy updates; on the fit's device
+    generator: torch.Generator = field(default_factory=torch.Generator)  # for callables; on the fit's device
 
     @property
     def device(self) -> torch.device:
         """Where everything is."""
         return self.renderer.device
 
+    def _parts(self) -> dict[str, Stateful]:
+        known = {"field": self.field, "renderer": self.renderer, "exposure": self.exposure, "average": self.average}
+        return {name: part for name, part in (known | dict(self.parts)).items() if part is not None}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes while fitting, by name; ``restore`` takes it back."""
-        found = {f"field.{k}": v for k, v in self.field.state_dict().items()}
-        found |= {f"renderer.{k}": v for k, v in self.renderer.state_dict().items()}
-        if self.exposure is not None:
-            found |= {f"exposure.{k}": v for k, v in self.exposure.state_dict().items()}
-        if self.average is not None:
-            found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        found = {f"{name}.{k}": v for name, part in self._parts().items() for k, v in part.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             found |= {
                 f"optimizer.{index}.{k}": torch.as_tensor(v, device=getattr(v, "device", CPU)) for k, v in state.items()
             }
-        found |= {f"random.{k}": g.get_state() for k, g in self._generators().items()}
-        if self.reached is not None:
-            found["reached"] = self.reached
-        return found
+        return found | {f"random.{k}": g.get_state() for k, g in self._generators().items()}
 
     def scene_tensors(self) -> dict[str, Tensor]:
         """What is kept when the fit is over, by name: field and renderer; averaged, if there is an average."""
@@ -94,22 +99,18 @@ class Job:
         return found | {f"field.{k}": v for k, v in means.items()}
 
     def metadata(self) -> dict[str, float]:
-        return {"elapsed": self.elapsed, "rays_per_step": self.rays_per_step, "coarseness": self.renderer.coarseness}
+        return {"elapsed": self.elapsed}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, float]) -> None:
         """Go on from what ``tensors`` and ``metadata`` described, whatever device it was on.
 
         A CPU's and a GPU's random numbers are not the same: across, they begin anew, from the step's number.
         """
-        part = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
-        self.field.load_state_dict(part("field."))
-        self.renderer.load_state_dict(part("renderer."))
-        if self.exposure is not None:
-            self.exposure.load_state_dict(part("exposure."))
-        if self.average is not None:
-            self.average.load_state_dict(part("average."))
+        of = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        for name, part in self._parts().items():
+            part.load_state_dict(of(f"{name}."))
         state: dict[int, dict[str, Tensor | int]] = {}
-        for name, value in part("optimizer.").items():
+        for name, value in of("optimizer.").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = int(value) if key == "step" else value
         if state:
@@ -121,12 +122,9 @@ class Job:
                 generator.set_state(kept)
             else:
                 generator.manual_seed(4 * self.step + number)
-        reached = tensors.get("reached")
-        self.reached = None if reached is None else reached.to(self.device)
-        self.rays_per_step, self.renderer.coarseness = int(metadata["rays_per_step"]), float(metadata["coarseness"])
 
     def _generators(self) -> dict[str, torch.Generator]:
-        found = {"batches": self.batches.generator, "march": self.renderer.generator, "occupancy": self.generator}
+        found = {"batches": self.batches.generator, "render": self.renderer.generator, "fit": self.generator}
         return found | {"torch": default_generator(self.device)}
 
 
@@ -157,7 +155,7 @@ def fit(
     try:
         while (spent := budget.spent(job.step, job.elapsed)) < 1 and not stop():
             for group, rate in zip(job.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * job.learning_rate(spent)
+                group["lr"] = rate * group.get("final_fraction", 1.0) ** spent
             report = _one_step(job, spent)
             job.elapsed = time.perf_counter() - clock - job.idle
             for call in after_step:
@@ -170,14 +168,13 @@ def fit(
 
 
 def _one_step(job: Job, spent: float) -> Report:
-    rays, target = job.batches.draw(job.rays_per_step)
-    render = job.renderer.render(job.field, rays)  # type: ignore[arg-type]
+    view, target, frames = job.batches.draw()
+    render = job.renderer.render(job.field, view)
     if job.exposure is not None:
         assert render.pixels.colors is not None
-        render = replace(
-            render, pixels=replace(render.pixels, colors=job.exposure(render.pixels.colors, rays.camera_indices))
-        )
-    step = Step(job.step, job.field, rays, render, target)
+        exposed = job.exposure(render.pixels.colors, frames)
+        render = replace(render, pixels=replace(render.pixels, colors=exposed))
+    step = Step(job.step, job.field, view, render, target)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))
@@ -189,7 +186,6 @@ def _one_step(job: Job, spent: float) -> Report:
     if total.requires_grad:
         job.optimizer.step()
     job.step += 1
-    _adapt(job, len(render.samples) if render.samples is not None else 0, spent)
     return Report(job, step, values, spent)
 
 
@@ -199,22 +195,3 @@ def _check_finite(values: Mapping[str, float], step: int) -> None:
             raise NotFiniteError(
                 f"fit: loss {name!r}: expected a finite number at step {step}, got {value}; lower the learning rate"
             )
-
-
-def _adapt(job: Job, samples: int, spent: float) -> None:
-    """Steer the next step towards the wanted number of samples.
-
-    While space is foggy a ray meets hundreds of intervals: early in a fit they are made longer then, rather than the
-    rays too few. Later they have their own length, which is what pictures are rendered with, and the rays give way.
-    """
-    longest = max(1.0, MAX_COARSENESS * (1 - spent / COARSE_UNTIL))
-    change = min(max(samples / job.samples_per_step, 0.5), 2.0)
-    longer = job.renderer.coarseness
-    few = job.rays_per_step <= job.least_rays
-    if longer > 1 or few:
-        job.renderer.coarseness = min(max(longer * change**0.5, 1.0), longest)
-    if longer >= longest or (longer == 1 and not few) or change < 1:
-        wanted = job.rays_per_step / change
-        job.rays_per_step = (
-            int(min(max(wanted, MIN_RAYS), MAX_RAYS if longer == 1 else max(job.least_rays, MIN_RAYS))) // 64 * 64
-        )

@@ -80,7 +80,6 @@ def march(
     cone_angle: float = 0.0,
     jitter: Tensor | None = None,
     max_samples: int = 0,
-    skip_hidden: bool = False,
 ) -> Samples:
     """All intervals of all rays, tested against the grid: the lattice of ``polyfield.cuda.marching.march_grid``."""
     cascades, resolution, half = len(grid.bits), grid.resolution, grid.half_extent
@@ -98,7 +97,7 @@ def march(
         cascade += (reach >= half * 2 ** (c - 1)) | (dt > 2 * half * 2 ** (c - 1) / resolution * (1 + 1e-6))
     cell = (((points / (half * 2.0 ** cascade[..., None])) + 1) * (resolution / 2)).long().clamp(0, resolution - 1)
     brick, local, bricks = cell // 4, cell % 4, resolution // 4
-    bits = grid.bits.masked_fill(grid.hidden, 0) if skip_hidden else grid.bits
+    bits = grid.bits
     word = bits.reshape(-1)[((cascade * bricks + brick[..., 0]) * bricks + brick[..., 1]) * bricks + brick[..., 2]]
     occupied = (word >> (local[..., 0] * 16 + local[..., 1] * 4 + local[..., 2])) & 1 == 1
     kept = occupied & (middle < end[:, None]) & (start < end)[:, None]

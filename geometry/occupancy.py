@@ -43,7 +43,6 @@ class OccupancyGrid(nn.Module):
 
     densities: Tensor  # (cascades, resolution^3) float32, z fastest; -1 = never occupied
     bits: Tensor  # (cascades, (resolution / 4)^3) int64, one word per brick: see cuda.occupancy
-    hidden: Tensor  # (cascades, (resolution / 4)^3) bool, bricks behind surfaces: see ``hide``
 
     def __init__(self, resolution: int = 128, cascades: int = 1, half: float = 1.0) -> None:
         super().__init__()
@@ -60,9 +59,7 @@ class OccupancyGrid(nn.Module):
         self.resolution, self.cascades, self.half_extent = resolution, cascades, float(half)
         self.register_buffer("densities", torch.zeros(cascades, resolution**3))
         self.register_buffer("bits", torch.full((cascades, (resolution // 4) ** 3), -1, dtype=torch.int64))
-        self.register_buffer("hidden", torch.zeros(cascades, (resolution // 4) ** 3, dtype=torch.bool))
         self._states: Tensor | None = None  # of bits
-        self._reachable: tuple[Tensor, Tensor] | None = None  # bits without what is hidden, and their states
         self._seen: Tensor | None = None  # cells that are not -1
 
     def __repr__(self) -> str:
@@ -81,27 +78,23 @@ class OccupancyGrid(nn.Module):
         cone_angle: float = 0.0,
         jitter: Tensor | None = None,
         max_samples: int = 0,
-        skip_hidden: bool = False,
     ) -> Samples:
         """The intervals of rays that lie in occupied cells; see ``cuda.marching.march_grid``."""
         if self._states is None:
             self._states = brick_states(self.bits, self.resolution)
-            reachable = self.bits.masked_fill(self.hidden, 0)
-            self._reachable = reachable, brick_states(reachable, self.resolution)
-        bits, states = self._reachable if skip_hidden and self._reachable is not None else (self.bits, self._states)
         packed = march_grid(
             rays.origins,
             rays.directions,
             rays.near,
             rays.far,
-            bits,
+            self.bits,
             resolution=self.resolution,
             half=self.half_extent,
             step=step,
             cone_angle=cone_angle,
             jitter=jitter,
             max_samples=max_samples,
-            states=states,
+            states=self._states,
         )
         return Samples(*packed)
 
@@ -120,31 +113,6 @@ class OccupancyGrid(nn.Module):
         brick, bit = self._locate(points)
         inside = points.abs().amax(-1) / self.half_extent <= 2.0 ** (self.cascades - 1)
         return ((self.bits.view(-1)[brick] >> bit) & 1).bool() & inside
-
-    def bricks(self, points: Tensor) -> Tensor:
-        """points (N, 3) -> (N,) int64: cascade * (resolution / 4)^3 + brick, in the finest cascade around the point."""
-        return self._locate(points)[0]
-
-    def hide(self, reached: Tensor) -> None:
-        """Let ``march(..., skip_hidden=True)`` pass over the bricks that no ray reached, nor any of their neighbours.
-
-        reached (cascades * (resolution / 4)^3,) bool, by number as ``bricks`` gives them. What lies behind surfaces
-        costs as much to march as what is seen, and a fit never empties it. Pictures and meshes look at all bricks.
-        """
-        n = self.resolution // 4
-        wide = nn.functional.max_pool3d(reached.view(self.cascades, 1, n, n, n).float(), 3, 1, 1)
-        # A coarser cascade also holds what a finer one covers (long intervals are looked up there): keep those bricks.
-        inner = torch.zeros(n, n, n, dtype=torch.bool, device=reached.device)
-        inner[n // 4 : 3 * n // 4, n // 4 : 3 * n // 4, n // 4 : 3 * n // 4] = True
-        hidden = wide[:, 0] == 0
-        hidden[1:] &= ~inner
-        self.hidden.copy_(hidden.view(self.cascades, -1))
-        self._states = None
-
-    def reveal(self) -> None:
-        """Nothing is hidden any more."""
-        self.hidden.zero_()
-        self._states = None
 
     @torch.no_grad()
     def mark_unseen(self, sees: Callable[[Tensor], Tensor], *, cameras: int = 1) -> None:

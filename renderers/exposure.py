@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class Exposure(nn.Module):
-    """colours (R, 3) of images (R,) -> colours (R, 3)."""
+    """colours (R, 3) of images (R,) -> colours (R, 3); or those of one image, (H, W, 3), and its number ()."""
 
     def __init__(self, images: int) -> None:
         super().__init__()
         self.log_gains = nn.Parameter(torch.zeros(images, 3))
 
-    def forward(self, colors: Tensor, camera_indices: Tensor) -> Tensor:
+    def forward(self, colors: Tensor, images: Tensor) -> Tensor:
         gains = self.log_gains - self.log_gains.mean(0)
-        return colors * gains.index_select(0, camera_indices).exp()
+        return colors * gains[images].exp()

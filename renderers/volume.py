@@ -125,7 +125,6 @@ class VolumeRenderer(nn.Module):
             cone_angle=cone_angle,
             jitter=jitter,
             max_samples=most,
-            skip_hidden=self.training,
         )
         with torch.no_grad():
             return samples, field.query(samples.positions(rays)).values

@@ -3,24 +3,17 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from polyfield.apps import devices, fit_run
-from polyfield.apps import fit as fitting
+from polyfield.apps import devices, march_pace
 from polyfield.apps.commands.evaluate import photograph
-from polyfield.apps.commands.extract import extract_mesh
-from polyfield.apps.errors import UserError
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import ngp
-from polyfield.apps.run import SceneFacts
 from polyfield.apps.viewer.painting import Painting, Stage
-from polyfield.cuda import device as gpu
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
 from polyfield.fields.radiance_grid import RadianceGridConfig
 from polyfield.geometry import Aabb
-from polyfield.geometry.occupancy import OccupancyGrid
 from polyfield.renderers.metrics import psnr
 from polyfield.renderers.volume import MarchConfig
 
@@ -32,7 +25,7 @@ TINY = replace(
     ngp.Config(),
     field=RadianceGridConfig(GRID, density=NETWORK, color=NETWORK, geometry_features=4, sh_degree=1),
     march=MarchConfig(steps_per_diagonal=64),
-    occupancy=ngp.OccupancyConfig(resolution=16, survey_every=4, survey_steps=2, cells=1024),
+    occupancy=ngp.OccupancyConfig(resolution=16, cells=1024),
     samples_per_step=512,
     exposure=True,
 )
@@ -48,12 +41,12 @@ def scene():
 
 @pytest.fixture(autouse=True)
 def few_rays(monkeypatch):
-    monkeypatch.setattr(fitting, "MIN_RAYS", 64)
+    monkeypatch.setattr(march_pace, "MIN_RAYS", 64)
 
 
 def build(scene, seed=0, device=DEVICE):
     job = TINY.build(scene, seed, device)
-    job.rays_per_step = job.least_rays = 64
+    job.batches.rays = job.parts["pace"].least_rays = 64
     return job
 
 

@@ -148,7 +148,7 @@ def test_state_dict_round_trip():
     grid, other = fitted(), OccupancyGrid(32)
     grid.mark_unseen(lambda p: (p[:, 0] > 0).int())
     other.load_state_dict(grid.state_dict())
-    assert set(grid.state_dict()) == {"densities", "bits", "hidden"}
+    assert set(grid.state_dict()) == {"densities", "bits"}
     for g in (grid, other):
         g.update(ball, step=STEP, generator=seeded(3))
     assert torch.equal(grid.bits, other.bits) and torch.equal(grid.densities, other.densities)
@@ -226,29 +226,3 @@ def test_errors():
         ops.pack_densities(torch.zeros(1, 64, dtype=torch.float64), 0.5, 4)
     with pytest.raises(ValueError, match=r"raise_densities: values: expected shape \(2\)"):
         ops.raise_densities(torch.zeros(9), torch.zeros(2, dtype=torch.int32), torch.zeros(3), 0.9)
-
-
-def test_what_no_ray_reaches_is_passed_over_only_when_asked():
-    grid, rays = OccupancyGrid(64), random_rays(200)
-    everything = grid.march(rays, step=0.02)
-    reached = torch.zeros(grid.hidden.numel(), dtype=torch.bool)
-    near = torch.tensor([[0.5, 0.5, 0.5]])
-    reached[grid.bricks(near)] = True
-    grid.hide(reached)
-    some = grid.march(rays, step=0.02, skip_hidden=True)
-    assert 0 < len(some) < 0.2 * len(everything)
-    middles = some.positions(rays)
-    assert ((middles - near).abs() <= 1.5 * 4 * 2 / 64 + 4 * 2 / 64).all(), "the brick and its neighbours"
-    assert len(grid.march(rays, step=0.02)) == len(everything)
-    grid.reveal()
-    assert len(grid.march(rays, step=0.02, skip_hidden=True)) == len(everything)
-
-
-def test_bricks_are_those_of_the_bits():
-    grid = OccupancyGrid(32, 2)
-    points = torch.rand(500, 3, generator=seeded(2)) * 3.9 - 1.95
-    grid.bits.zero_()
-    grid.bits.view(-1)[grid.bricks(points[:100])] = -1
-    assert grid.occupied(points[:100]).all()
-    apart = ~torch.isin(grid.bricks(points[100:]), grid.bricks(points[:100]))
-    assert not grid.occupied(points[100:][apart]).any()

@@ -25,6 +25,7 @@ from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..devices import CPU
 from ..fit import Job, Report
+from ..march_pace import MarchPace
 from ..run import SceneFacts
 
 
@@ -55,10 +56,6 @@ class OccupancyConfig:
     """Steps between updates."""
     cells: int = 65536
     """Cells looked at per update, half of them among the occupied ones; the first update looks at all."""
-    survey_every: int = 512
-    """Steps between surveys of what training rays reach at all; the rest is not marched in between."""
-    survey_steps: int = 64
-    """Length of a survey."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,6 @@ class OptimizerConfig:
     beta2: float = 0.99
     eps: float = 1e-15
     network_weight_decay: float = 1e-6
-
-    def factor(self, spent: float) -> float:
-        """Share of the budget spent -> factor on the learning rate."""
-        return self.final_fraction**spent
 
 
 @dataclass(frozen=True)
@@ -130,45 +123,37 @@ class Config:
         extra = [*renderer.parameters(), *(exposure.parameters() if exposure is not None else ())]
         if extra:
             groups.append({"params": extra, "lr": rate * 0.3})
+        groups = [{**group, "final_fraction": o.final_fraction} for group in groups]
         losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
+        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device)
+        samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         return Job(
             field=model,
             renderer=renderer,
-            batches=PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device),
+            batches=batches,
             losses={name: loss for name, loss in losses.items() if loss.weight != 0},
             optimizer=Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps),
-            learning_rate=o.factor,
-            samples_per_step=self.samples_per_step or 1 << (15 if device.type == "cpu" else 18),
             exposure=exposure,
             average=Average(model) if self.average_every else None,
+            parts={"pace": MarchPace(batches, renderer, samples)},
             generator=torch.Generator(device).manual_seed(seed + 3),
         )
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.update_occupancy, self.survey, self.update_average]
+        return [self.set_pace, self.update_occupancy, self.update_average]
+
+    def set_pace(self, report: Report) -> None:
+        """Steer the next step towards the wanted number of samples."""
+        pace = report.job.parts["pace"]
+        assert isinstance(pace, MarchPace)
+        pace(report)
 
     def update_average(self, report: Report) -> None:
         """Now and then, take the parameters into their mean."""
         job = report.job
         if job.average is not None and job.step % self.average_every == 0:
             job.average.update()
-
-    def survey(self, report: Report) -> None:
-        """Now and then, look for some steps which bricks training rays reach at all, and march only those after."""
-        job, o = report.job, self.occupancy
-        phase = job.step % o.survey_every
-        grid, samples = job.renderer.occupancy, report.step.render.samples
-        if job.step < o.survey_every or samples is None:
-            return
-        if phase == 0:
-            grid.reveal()
-            job.reached = torch.zeros_like(grid.hidden).view(-1)
-        if phase < o.survey_steps and job.reached is not None:
-            job.reached[grid.bricks(samples.positions(report.step.view))] = True
-        if phase == o.survey_steps and job.reached is not None:
-            grid.hide(job.reached)
-            job.reached = None
 
     def update_occupancy(self, report: Report) -> None:
         job, o, render = report.job, self.occupancy, report.step.render

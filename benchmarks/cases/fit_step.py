@@ -29,18 +29,18 @@ def run(device: str) -> Iterator[Row]:
         job = config.build(scene)
         fit(job, Budget(steps=WARM_STEPS), config.after_step())
         job.renderer.train()
-        rays = job.rays_per_step
+        rays = job.batches.rays
         samples = []
 
         def step(job=job, config=config, rays=rays, samples=samples):
-            job.rays_per_step = rays
+            job.batches.rays = rays
             report = _one(job, config)
             samples.append(len(report.step.render.samples))
 
         reference = reference_ops.job_like(job, config, scene)
 
         def slow(reference=reference, config=config, rays=rays):
-            reference.rays_per_step = rays
+            reference.batches.rays = rays
             with reference_ops.in_place_of_ours():
                 _one(reference, config)
 
