@@ -10,6 +10,7 @@ from torch import Tensor
 from .checks import FLOATS, check_dtype, check_range, check_shape
 from .native import launch
 
+_LANES = 16  # the widest there are
 _FORMATS = {None: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -27,6 +28,7 @@ def sparse_adam_(
     weight_decay: float = 0.0,
     half: Tensor | None = None,
     dense: bool = False,
+    column_rates: Tensor | None = None,
 ) -> None:
     """One step of Adam on tensors of one shape, all contiguous and of one dtype (float32 or float64), in place.
 
@@ -43,6 +45,8 @@ def sparse_adam_(
         step: number of this step, from 1.
         lr, beta1, beta2, eps: the published names and their meaning; eps is added to the root of the corrected moment.
         weight_decay: decoupled (AdamW): the parameter shrinks by ``lr * weight_decay`` before its step, where touched.
+        column_rates: (C,) factors of ``lr`` where rows of C numbers learn at different rates: number i of the parameter
+            has ``column_rates[i % C]``.
         half: bfloat16 or float16 copy of a float32 ``param``: brought up to date where the parameter changes.
 
     Source: Kingma and Ba, "Adam", ICLR 2015; Mueller et al., "Instant Neural Graphics Primitives", SIGGRAPH 2022,
@@ -62,16 +66,24 @@ def sparse_adam_(
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    if column_rates is not None:
+        check_shape(op, "column_rates", column_rates, (None,))
+        check_dtype(op, "column_rates", column_rates, param.dtype)
+        if not len(column_rates) or param.numel() % len(column_rates):
+            raise ValueError(
+                f"{op}: column_rates: expected a length that divides {param.numel()}, got {len(column_rates)}; "
+                "give one per number of a row"
+            )
     check_range(op, "step", step, 1, 2**62)
     check_range(op, "beta1", beta1, 0, 1)
     check_range(op, "beta2", beta2, 0, 1)
     numbers = (step, lr, beta1, beta2, eps, weight_decay, dense)
     if torch.compiler.is_compiling():
         with torch.no_grad():
-            _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, *numbers)
+            _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, *numbers, column_rates)
         return
     # An optimizer steps many small tensors: the dispatcher would take longer than the kernel.
-    _update(param, grad, exp_avg, exp_avg_sq, half, *numbers)
+    _update(param, grad, exp_avg, exp_avg_sq, half, *numbers, column_rates)
     changed = (param, exp_avg, exp_avg_sq, *(() if dense else (grad,)), *(() if half is None else (half,)))
     torch.autograd.graph.increment_version(changed)
 
@@ -89,10 +101,15 @@ def _update(
     eps: float,
     weight_decay: float,
     dense: bool,
+    column_rates: Tensor | None = None,
 ) -> None:
     step_size = lr / (1 - beta1**step)
     root_correction = 1 / math.sqrt(1 - beta2**step)
-    numbers = (beta1, beta2, step_size, root_correction, eps, 1 - lr * weight_decay, int(dense))
+    columns, width = None, 1
+    if column_rates is not None:
+        width = len(column_rates)
+        columns = column_rates.repeat(1 + -(-_LANES // width))[: width + _LANES].contiguous()
+    numbers = (beta1, beta2, step_size, root_correction, eps, lr * weight_decay, columns, width, int(dense))
     half_format = _FORMATS[None if half is None else half.dtype]
     tensors = (param, grad, exp_avg, exp_avg_sq, half)
     launch("sparse_adam", param.dtype, *tensors, param.numel(), *numbers, half_format)
@@ -104,5 +121,5 @@ _sparse_adam = torch.library.custom_op(
 
 
 @_sparse_adam.register_fake
-def _(param, grad, exp_avg, exp_avg_sq, half, step, lr, beta1, beta2, eps, weight_decay, dense):
+def _(param, grad, exp_avg, exp_avg_sq, half, step, lr, beta1, beta2, eps, weight_decay, dense, column_rates=None):
     return None

@@ -92,13 +92,16 @@ def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor
 def project_backward(
     gaussians, K, pose, view, rows, grad_rows, slots, lists: Sorted | None, buffers, with_pose, statistics
 ) -> Tensor | None:
-    """Of grad_rows, or where None of slots. Adds to ``buffers`` (those that are not None) and ``statistics``; -> the gradient of the pose."""
+    """From grad_rows or, where that is None, from slots. Adds to ``buffers``, where not None, and ``statistics``.
+
+    -> the gradient of the pose.
+    """
     means, sh = gaussians[0], gaussians[4]
     chunks = -(-len(means) // CHUNK)
     grad_pose = torch.zeros(chunks, 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
     stored = 0 if sh is None else sh.shape[1]
-    given = (grad_rows, None, None, None, 0)
-    if grad_rows is None:
+    given: tuple[Any, ...] = (grad_rows, None, None, None, 0)
+    if lists is not None and grad_rows is None:
         given = (None, slots, lists.slot_gaussian, lists.band_offsets, len(lists.band_offsets) - 1)
     arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
     launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, grad_pose, statistics)
@@ -292,6 +295,8 @@ class Render(torch.autograd.Function):
         grad_pose = project_backward(
             gaussians, K, pose, ctx.view, rows, grad_rows, slots, ctx.lists, buffers, needs[6], ctx.statistics
         )
+        if ctx.buffers is not None:
+            torch.autograd.graph.increment_version([b for b in ctx.buffers if b is not None])
         wants_background = background is not None and needs[8] and grads[0] is not None
         grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
         given = (None,) * 5 if ctx.buffers is not None else buffers

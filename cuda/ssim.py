@@ -1,13 +1,18 @@
-"""Structural similarity and the photometric loss of Gaussian splatting: ``ssim_l1`` and ``ssim``."""
+"""Structural similarity and the photometric loss of Gaussian splatting: ``ssim_l1`` and ``ssim``.
+
+Kernel: ``kernels/ssim.cu``.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .checks import check_dtype, check_range, check_shape
+from .checks import FLOATS, check_dtype, check_range, check_shape
+from .native import launch
 
-_C1, _C2 = 0.01**2, 0.03**2
+_PIECE = 32  # rows that the kernel works on together
 
 
 def ssim_l1(prediction: Tensor, target: Tensor, *, weight: float = 0.2, mask: Tensor | None = None) -> Tensor:
@@ -29,32 +34,54 @@ def ssim_l1(prediction: Tensor, target: Tensor, *, weight: float = 0.2, mask: Te
     Source: Wang et al., "Image Quality Assessment", 2004; Kerbl et al., "3D Gaussian Splatting", 2023, eq. 7.
     """
     op = "ssim_l1"
-    check_shape(op, "prediction", prediction, (None, None, None))
-    check_shape(op, "target", target, tuple(prediction.shape))
-    check_dtype(op, "target", target, prediction.dtype)
+    _check(op, prediction, target)
     check_range(op, "weight", weight, 0, 1)
     if mask is not None:
         check_shape(op, "mask", mask, tuple(prediction.shape[:2]))
         check_dtype(op, "mask", mask, torch.bool)
-        prediction = torch.where(mask[..., None], prediction, target)
-    share = 1.0 if mask is None else float(mask.numel() / mask.sum().clamp(min=1))
-    l1 = (prediction - target).abs().mean()
-    return share * ((1 - weight) * l1 + weight * (1 - _map(prediction, target)).mean())
+    return _SsimL1.apply(prediction, target, float(weight), mask)
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """() mean SSIM of (H, W, C) images, as in ``ssim_l1``. No gradients."""
-    with torch.no_grad():
-        return _map(prediction, target).mean()
+    _check("ssim", prediction, target)
+    return _sums(prediction.detach().contiguous(), target.contiguous(), 0, 0, None)[1] / max(prediction.numel(), 1)
 
 
-def _map(x: Tensor, y: Tensor) -> Tensor:
-    at = torch.arange(11, dtype=x.dtype) - 5
-    window = torch.exp(-at * at / (2 * 1.5**2))
-    window = window / window.sum()
-    images = torch.stack([x, y, x * x, y * y, x * y]).permute(0, 3, 1, 2).flatten(0, 1)[:, None]
-    blurred = torch.nn.functional.conv2d(images, window.view(1, 1, 11, 1), padding=(5, 0))
-    blurred = torch.nn.functional.conv2d(blurred, window.view(1, 1, 1, 11), padding=(0, 5))
-    mx, my, xx, yy, xy = blurred[:, 0].unflatten(0, (5, -1))
-    vx, vy, cov = xx - mx * mx, yy - my * my, xy - mx * my
-    return (2 * mx * my + _C1) * (2 * cov + _C2) / ((mx * mx + my * my + _C1) * (vx + vy + _C2))
+def _check(op: str, prediction: Tensor, target: Tensor) -> None:
+    check_shape(op, "prediction", prediction, (None, None, None))
+    check_dtype(op, "prediction", prediction, *FLOATS)
+    check_shape(op, "target", target, tuple(prediction.shape))
+    check_dtype(op, "target", target, prediction.dtype)
+
+
+def _sums(x: Tensor, y: Tensor, l1: float, structure: float, grad: Tensor | None) -> Tensor:
+    """(2,) sums of |x - y| and of SSIM; the gradient of their weighted sum goes to ``grad``."""
+    height, width, channels = x.shape
+    sums = torch.zeros(-(-height // _PIECE), 2, dtype=torch.float64, device=x.device)
+    if x.numel():
+        launch("ssim_l1", x.dtype, x, y, height, width * channels, channels, l1, structure, grad, sums)
+    return sums.sum(0).to(x.dtype)
+
+
+class _SsimL1(torch.autograd.Function):
+    """The gradient comes out of the forward pass, which has all that it needs in cache."""
+
+    @staticmethod
+    def forward(ctx, prediction, target, weight, mask):
+        x, y = prediction.contiguous(), target.contiguous()
+        if mask is not None:
+            x = torch.where(mask[..., None], x, y)
+        count = x.numel() if mask is None else int(mask.sum()) * x.shape[2]
+        scale = 1 / max(count, 1)
+        grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        absolute, similar = _sums(x, y, (1 - weight) * scale, -weight * scale, grad)
+        if grad is not None:
+            ctx.save_for_backward(grad if mask is None else grad * mask[..., None])
+        return (1 - weight) * scale * absolute + weight * scale * (x.numel() - similar)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None, None

@@ -33,6 +33,8 @@ class Adam(torch.optim.Optimizer):
         weight_decay: the parameter shrinks by ``lr * weight_decay`` per step (AdamW); in sparse groups where touched.
         sparse: numbers whose gradient is zero keep parameter and moments, and the step sets the gradient to zero.
             ``param.grad`` is allocated here.
+        column_rates (in a group's dict only): (C,) factors of ``lr`` for parameters of rows of C numbers, such as the
+            colours of Gaussians, whose first band learns faster.
         half (in a group's dict only): for each parameter a bfloat16 or float16 tensor of its shape, or None. Kept a
             rounded copy of the parameter from now on. Not part of ``state_dict``.
 
@@ -131,6 +133,7 @@ class Adam(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             half=self._halves.get(param),
             dense=not group["sparse"],
+            column_rates=group.get("column_rates"),
         )
         if group["sparse"]:
             self._mark_clean(param)

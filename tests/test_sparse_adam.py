@@ -40,6 +40,22 @@ def test_matches_the_reference(shape, dense, dtype):
         wanted[1].copy_(state[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 3, 12, 48])
+def test_columns_with_rates_of_their_own(columns, dtype):
+    ours = random_state(101, columns, dtype=dtype, share=0.5)
+    apart = [x.clone() for x in ours]
+    rates = torch.rand(columns, generator=generator(1), dtype=dtype)
+    sparse_adam_(*ours, step=2, **OPTIONS, weight_decay=0.1, column_rates=rates)
+    for k in range(columns):
+        column = [x[:, k].contiguous() for x in apart]
+        sparse_adam_(*column, step=2, **{**OPTIONS, "lr": OPTIONS["lr"] * float(rates[k])}, weight_decay=0.1)
+        for a, b in zip(ours, column, strict=True):
+            torch.testing.assert_close(a[:, k], b)
+    with pytest.raises(ValueError, match="column_rates: expected a length that divides"):
+        sparse_adam_(*random_state(7, 3, dtype=dtype), step=1, **OPTIONS, column_rates=torch.ones(5, dtype=dtype))
+
+
 def test_closed_form_of_the_first_step():
     # m' = g and v' = g^2, so the first step has length lr whatever the gradient.
     param, grad = torch.zeros(4), torch.tensor([3.0, -1e-3, 0.0, 1e8])

@@ -9,14 +9,16 @@
 namespace polyfield {
 
 template <class T> struct AdamRates {
-  T beta1, beta2, step_size, root_correction, eps, decay;  // decay: what weight decay leaves of the parameter
+  T beta1, beta2, step_size, root_correction, eps, decay;  // decay: how much of the parameter weight decay takes
+  const T* columns;  // 0, or factors of the learning rate: number i has columns[i % width], repeated beyond a lane's width
+  int width;
 };
 
-template <class R> PF_INLINE void adam_update(const AdamRates<scalar_t<R>>& rates, R g, R& p, R& m, R& v) {
+template <class R> PF_INLINE void adam_update(const AdamRates<scalar_t<R>>& rates, R g, R rate, R& p, R& m, R& v) {
   using S = scalar_t<R>;
   m = R(rates.beta1) * m + R(S(1) - rates.beta1) * g;
   v = R(rates.beta2) * v + R(S(1) - rates.beta2) * g * g;
-  p = p * R(rates.decay) - R(rates.step_size) * m / (sqrt(v) * R(rates.root_correction) + R(rates.eps));
+  p = p - p * rate * R(rates.decay) - rate * R(rates.step_size) * m / (sqrt(v) * R(rates.root_correction) + R(rates.eps));
 }
 
 // ---- float -> half formats, to nearest even; NaN stays NaN ------------------------------------------------------
@@ -76,7 +78,8 @@ void adam(T* param, T* grad, T* exp_avg, T* exp_avg_sq, uint16_t* half, Threads<
     if (SPARSE && !any(touched)) return;
     const Lane<T> p0 = load_first(param + i, count), m0 = load_first(exp_avg + i, count), v0 = load_first(exp_avg_sq + i, count);
     Lane<T> p = p0, m = m0, v = v0;
-    adam_update(rates, g, p, m, v);
+    const Lane<T> rate = rates.columns ? load(rates.columns + int(i % rates.width)) : Lane<T>(T(1));
+    adam_update(rates, g, rate, p, m, v);
     if (SPARSE) {
       p = select(touched, p, p0), m = select(touched, m, m0), v = select(touched, v, v0);
       store_first(grad + i, Lane<T>(T(0)), count);
@@ -93,8 +96,8 @@ void adam(T* param, T* grad, T* exp_avg, T* exp_avg_sq, uint16_t* half, Threads<
 
 template <class T>
 void sparse_adam(T* param, T* grad, T* exp_avg, T* exp_avg_sq, uint16_t* half, Threads<> n, T beta1, T beta2, T step_size, T root_correction,
-                 T eps, T decay, int dense, int half_format) {
-  const AdamRates<T> rates{beta1, beta2, step_size, root_correction, eps, decay};
+                 T eps, T decay, const T* columns, int width, int dense, int half_format) {
+  const AdamRates<T> rates{beta1, beta2, step_size, root_correction, eps, decay, columns, width};
   if constexpr (std::is_same_v<T, float>) {
     if (half_format == BFLOAT16) {
       if (dense) return adam<false, BFLOAT16>(param, grad, exp_avg, exp_avg_sq, half, n, rates);
