@@ -25,6 +25,18 @@ def check_dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> Non
         raise TypeError(f"{op}: {name}: expected {wanted}, got {got}; convert it with .to({dtypes[0]})")
 
 
+def check_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors, given by their names, are on one device. None counts for nothing."""
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first, device = given[0][0], given[0][1].device
+    for name, tensor in given:
+        if tensor.device != device:
+            raise ValueError(
+                f"{op}: {name}: expected a tensor on {device}, as {first} is, got {tensor.device}; "
+                f"move it with .to({str(device)!r})"
+            )
+
+
 def check_range(op: str, name: str, value: int | float, low: int | float, high: int | float) -> None:
     """Raise ValueError unless low <= value <= high."""
     if not low <= value <= high:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import Table, launch, on_gpu
 
 MAX_VALUES = 8
@@ -36,6 +36,9 @@ def composite(
     Source: Max, "Optical Models for Direct Volume Rendering", 1995.
     """
     _check_composite(alphas, values, ray_offsets, min_transmittance)
+    check_device(
+        "composite", alphas=alphas, ray_offsets=ray_offsets, **{f"values[{i}]": v for i, v in enumerate(values)}
+    )
     if type(alphas) in _PLAIN and not torch.compiler.is_compiling():
         weights, opacities, *outputs = _Composite.apply(alphas, ray_offsets, min_transmittance, *values)
         return weights, opacities, outputs
@@ -78,6 +81,7 @@ def prune_packed(
     check_dtype("prune", "ray_offsets", ray_offsets, torch.int32)
     check_range("prune", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
     check_range("prune", "min_transmittance", min_transmittance, 0, 1)
+    check_device("prune", alphas=alphas, t_starts=t_starts, t_ends=t_ends, ray_offsets=ray_offsets)
     return _prune(alphas, t_starts, t_ends, ray_offsets, min_transmittance, min_alpha)
 
 

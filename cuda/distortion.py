@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
 
 
@@ -32,6 +32,7 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: T
     check_shape("distortion", "ray_offsets", ray_offsets, (None,))
     check_dtype("distortion", "ray_offsets", ray_offsets, torch.int32)
     check_range("distortion", "len(ray_offsets)", len(ray_offsets), 1, 2**31)
+    check_device("distortion", weights=weights, t_starts=t_starts, t_ends=t_ends, ray_offsets=ray_offsets)
     return _distortion(weights, t_starts, t_ends, ray_offsets)
 
 

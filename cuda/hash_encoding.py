@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -160,6 +160,7 @@ def _check(op: str, points: Tensor, table: Tensor, layout: HashLayout, half: Ten
     check_shape(op, "table", table, (layout.entries, layout.features))
     check_dtype(op, "table", table, *FLOATS, *HALVES)
     check_dtype(op, "points", points, _compute_dtype(table))
+    check_device(op, points=points, table=table, half=half, table_grad=table_grad)
     if half is not None:
         check_shape(op, "half", half, (layout.entries, layout.features))
         check_dtype(op, "half", half, *HALVES)
@@ -168,7 +169,10 @@ def _check(op: str, points: Tensor, table: Tensor, layout: HashLayout, half: Ten
         check_shape(op, "table_grad", table_grad, (layout.entries, layout.features))
         check_dtype(op, "table_grad", table_grad, _compute_dtype(table))
         if not table_grad.is_contiguous():
-            raise ValueError(f"{op}: table_grad: expected a contiguous tensor, got strides {table_grad.stride()}")
+            strides = table_grad.stride()
+            raise ValueError(
+                f"{op}: table_grad: expected a contiguous tensor, got strides {strides}; call .contiguous()"
+            )
 
 
 def _compute_dtype(table: Tensor) -> torch.dtype:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
 from .occupancy import brick_states
 
@@ -60,6 +60,8 @@ def march_grid(
     Source: Müller et al., "Instant Neural Graphics Primitives", 2022, appendix E.
     """
     _check(origins, directions, near, far, bits, resolution, half, step, cone_angle, jitter, max_samples)
+    tensors = dict(origins=origins, directions=directions, near=near, far=far, bits=bits, jitter=jitter, states=states)
+    check_device("march_grid", **tensors)
     if states is None:
         states = brick_states(bits, resolution)
     check_shape("march_grid", "states", states, (bits.numel() + 4,))
@@ -87,6 +89,8 @@ def interval_points(
     check_dtype("interval_points", "origins", origins, *FLOATS)
     for name, tensor in (("directions", directions), ("t_starts", t_starts), ("t_ends", t_ends)):
         check_dtype("interval_points", name, tensor, origins.dtype)
+    tensors = dict(directions=directions, t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
+    check_device("interval_points", origins=origins, **tensors)
     return _interval_points(origins, directions, t_starts, t_ends, ray_indices)
 
 

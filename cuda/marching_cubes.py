@@ -10,7 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_shape
 from .marching_cubes_table import table
 from .native import launch, on_gpu
 
@@ -74,6 +74,7 @@ def marching_cubes_blocks(values: Tensor, block_coordinates: Tensor, level: floa
     _check(name, values)
     check_shape(name, "block_coordinates", block_coordinates, (len(values), 3))
     check_dtype(name, "block_coordinates", block_coordinates, torch.int64, torch.int32)
+    check_device(name, values=values, block_coordinates=block_coordinates)
     vertices, faces, _ = _marching_cubes_blocks(values, block_coordinates, float(level), values.requires_grad)
     return vertices, faces
 

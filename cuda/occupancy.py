@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .checks import check_dtype, check_range, check_shape
+from .checks import check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
 
 
@@ -66,6 +66,7 @@ def cell_points(cells: Tensor, offsets: Tensor, resolution: int, half: float) ->
     check_shape("cell_points", "cells", cells, (None,))
     check_dtype("cell_points", "offsets", offsets, torch.float32)
     check_shape("cell_points", "offsets", offsets, (cells.shape[0], 3))
+    check_device("cell_points", cells=cells, offsets=offsets)
     return _cell_points(cells, offsets, resolution, half)
 
 
@@ -88,6 +89,7 @@ def raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: flo
     check_shape("raise_densities", "cells", cells, (None,))
     check_dtype("raise_densities", "values", values, torch.float32)
     check_shape("raise_densities", "values", values, (cells.shape[0],))
+    check_device("raise_densities", densities=densities, cells=cells, values=values)
     _raise_densities(densities, cells, values, decay)
 
 

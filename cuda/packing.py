@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_dtype, check_shape
+from .checks import check_device, check_dtype, check_shape
 from .native import launch, on_gpu
 
 
@@ -35,6 +35,8 @@ def append_packed(
         check_shape(op, name, offsets, (None,))
         check_dtype(op, name, offsets, torch.int32)
     check_shape(op, "rays", rays, (len(second_offsets) - 1,))
+    packs = {f"{name}[{i}]": t for name, pack in (("first", first), ("second", second)) for i, t in enumerate(pack)}
+    check_device(op, first_offsets=first_offsets, second_offsets=second_offsets, rays=rays, **packs)
     tensors, ray_indices, ray_offsets = _append_packed(list(first), first_offsets, list(second), second_offsets, rays)
     return tensors, ray_indices, ray_offsets
 

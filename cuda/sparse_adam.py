@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch
 
 _LANES = 16  # the widest there are
@@ -63,9 +63,11 @@ def sparse_adam_(
         check_shape(op, "half", half, tuple(param.shape))
         check_dtype(op, "half", half, torch.bfloat16, torch.float16)
         check_dtype(op, "param", param, torch.float32)
+    check_device(op, **tensors)
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {tensor.stride()}")
+            strides = tensor.stride()
+            raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {strides}; call .contiguous()")
     if column_rates is not None:
         check_shape(op, "column_rates", column_rates, (None,))
         check_dtype(op, "column_rates", column_rates, param.dtype)

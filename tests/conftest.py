@@ -1,6 +1,7 @@
 """What all tests share: ``--device`` and ``--dtype``, and where the research scenes are.
 
-Tests marked ``data`` are skipped, here and nowhere else, where the scenes are absent.
+Tests marked ``data`` are skipped, here and nowhere else, where the scenes are absent; those marked ``cuda`` without
+``--device cuda``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not str(config.getoption("--device")).startswith("cuda"):
+        elsewhere = pytest.mark.skip(reason="needs an NVIDIA GPU; run with --device cuda")
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(elsewhere)
     folder = _data_folder()
     if (folder / "fox" / "transforms.json").is_file():
         return

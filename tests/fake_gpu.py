@@ -82,7 +82,7 @@ def _call(function, args, kwargs):
     kwargs.pop("pin_memory", None)
     with _disable_current_modes():
         found = function(*tree_map(_near, args), **tree_map(_near, kwargs))
-    if function._schema.name.endswith("_") and there and args[0] in there:
+    if function._schema.name.endswith("_") and isinstance(args[0], Far):
         return args[0]
     far = target == DEVICE if target is not None else bool(there)
     return tree_map(_far, found) if far else found

@@ -1,13 +1,18 @@
 """Fits on another device than the CPU: all is there, the CPU seldom waits for it, runs move from one to the other."""
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from polyfield.apps import devices, march_pace
+from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.evaluate import photograph
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import ngp
+from polyfield.apps.run import Run, SceneFacts
 from polyfield.apps.viewer.painting import Painting, Stage
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
@@ -50,27 +55,238 @@ def build(scene, seed=0, device=DEVICE):
     return job
 
 
-def test_everything_is_on_the_device(scene, tmp_path):
-    """A fit, its checkpoint, a picture, a mesh and the viewer's painting; and the first step is that of a CPU."""
-    there, here, losses = [], build(scene, device=devices.CPU), []
-    fit(here, Budget(steps=1), after_step=[lambda report: losses.append(report.terms)])
+def step(job, after=()):
+    """One step; returns its loss terms."""
+    terms = []
+    until = job.step + 1
+    fit(job, Budget(steps=100), [lambda r: terms.append(r.terms), *after], stop=lambda: job.step >= until)
+    return terms[0]
+
+
+def test_a_fit_is_all_on_its_device(scene, tmp_path):
+    """Steps, a picture, a mesh, the viewer's painting, a checkpoint that goes to a CPU and back."""
     with fake_gpu() as waits:
         job = build(scene)
-        for step in range(8):
-            waits.clear()
-            fit(job, Budget(steps=8), [lambda r: losses.append(r.terms)], stop=lambda step=step: job.step > step)
-            there.append(list(waits))
-            fit(job, Budget(steps=9), TINY.after_step(), stop=lambda step=step: job.step > step + 1)
-            job.step = step + 1
-        assert all(isinstance(t, Far) for t in (*job.field.parameters(), *job.renderer.buffers(), job.batches.colors))
-        assert job.generator.device == job.renderer.generator.device == job.batches.generator.device == DEVICE
+        tensors = (*job.field.parameters(), *job.field.buffers(), *job.renderer.buffers(), job.batches.colors)
+        assert all(isinstance(t, Far) for t in tensors) and job.batches.storage == DEVICE
+        generators = (job.generator, job.renderer.generator, job.batches.generator)
+        assert all(g.device == DEVICE for g in generators)
+        step(job, TINY.after_step())
+        waits.clear()
+        step(job)
+        assert len(waits) == 2, waits  # how many samples were met, and how many of them matter
         Checkpoints(tmp_path, 1.0).save(job)
+
         frame = scene.test[0]
         pixels = job.renderer.render(job.field, frame.camera).pixels
-        assert 0 < psnr(pixels.colors, photograph(frame, job.renderer.background, DEVICE)) < 60
-        stage = Stage(job.field, job.renderer)
-        painting = Painting(stage, frame.camera.resized(6, 4), box=Aabb.cube(0.5), normals=True)
+        found = psnr(pixels.colors, photograph(frame, job.renderer.background, DEVICE))
+        painting = Painting(
+            Stage(job.field, job.renderer), frame.camera.resized(6, 4), box=Aabb.cube(0.5), normals=True
+        )
         painting.advance(24)
         assert not isinstance(painting.pixels().colors, Far)
-    assert losses[1].keys() == losses[0].keys()
-    assert there and all(len(found) == 2 for found in there[1:]), there
+        run = Run(tmp_path, SimpleNamespace(facts=SceneFacts.of(scene)), job.field, job.renderer, 2, 0.0)
+        density = job.field.query(torch.rand(99, 3, device=DEVICE)).values
+        mesh = extract_mesh(run, resolution=16, level=float(density.median()), components=0)
+        assert len(mesh.faces) and not isinstance(mesh.colors, Far)
+
+    here = build(scene, 1, devices.CPU)
+    Checkpoints(tmp_path, 1.0).restore(here)
+    assert here.step == 2
+    pixels = here.renderer.render(here.field, frame.camera).pixels
+    assert psnr(pixels.colors, photograph(frame, here.renderer.background, devices.CPU)) == pytest.approx(
+        found, abs=0.1
+    )
+    assert all(value < 10 for value in step(here).values())
+    Checkpoints(tmp_path, 1.0).save(here)
+    with fake_gpu():
+        back = build(scene, 2)
+        Checkpoints(tmp_path, 1.0).restore(back)
+        assert back.step == 3
+        step(back)
+
+
+def test_what_asks_for_no_answer_waits_for_none(scene):
+    """Occupancy: observing and surveying never, an update for its list of cells and its threshold."""
+    with fake_gpu() as waits:
+        job = build(scene)
+        points, values = torch.rand(50, 3, device=DEVICE), torch.rand(50, device=DEVICE)
+        grid = job.renderer.occupancy
+        waits.clear()
+        grid.observe(points, values)
+        reached = torch.zeros_like(grid.hidden).view(-1)
+        reached[grid.bricks(points)] = True
+        grid.hide(reached)
+        assert waits == []
+        job.batches.draw(64)
+        assert waits == []
+        generator = torch.Generator(DEVICE)
+        grid.update(lambda p: p[:, 0].exp(), step=0.1, part=0.1, generator=generator)
+        waits.clear()
+        grid.update(lambda p: p[:, 0].exp(), step=0.1, part=0.1, generator=generator)
+        assert len(waits) == 2, waits
+
+
+def test_photographs_that_do_not_fit_stay_behind(scene):
+    with fake_gpu(free_memory=1000), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+        job = build(scene)
+        rays, target = job.batches.draw(64)
+        assert job.batches.storage == devices.CPU and not isinstance(job.batches.colors, Far)
+        assert all(isinstance(t, Far) for t in (rays.origins, rays.camera_indices, target.colors, target.alphas))
+    other, wanted = build(scene, device=devices.CPU).batches.draw(64)
+    assert torch.equal(rays.directions.near, other.directions) and torch.equal(target.colors.near, wanted.colors)
+
+
+def test_the_fake_gpu_is_strict():
+    with fake_gpu() as waits:
+        far = torch.ones(3, device=DEVICE)
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            far + torch.ones(3)
+        assert float((far + 1).sum()) == 6 and far[far > 0].shape == (3,) and len(waits) == 2
+
+
+# ---- which device ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine whose GPUs have these problems."""
+
+    def with_gpus(*problems, present=True):
+        report = lambda index=0: problems[index] if index < len(problems) else "there is no such GPU"  # noqa: E731
+        monkeypatch.setattr(gpu, "problem", report)
+        monkeypatch.setattr(devices, "gpu_seems_present", lambda: present)
+        monkeypatch.setattr(devices, "_said", set())
+
+    return with_gpus
+
+
+def test_auto_takes_the_gpu_that_works(machine, capsys):
+    machine(None)
+    assert devices.choose_device() == torch.device("cuda", 0)
+    machine("no GPU at all", present=False)
+    assert devices.choose_device() == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_auto_says_once_why_a_gpu_idles(machine, capsys):
+    machine("the driver is old; update it")
+    assert devices.choose_device("auto") == devices.choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == "Working on the CPU, not on the GPU: the driver is old; update it\n"
+
+
+def test_a_device_that_is_named_is_that_or_an_error(machine):
+    machine(None, "the driver is old; update it")
+    assert devices.choose_device("cuda") == devices.choose_device("cuda:0") == torch.device("cuda", 0)
+    assert devices.choose_device(torch.device("cpu")) == torch.device("cpu")
+    wanted = (
+        "--device cuda:1: expected a GPU that can be used, got none: the driver is old; update it; or use --device cpu"
+    )
+    with pytest.raises(UserError, match=f"^{wanted}$"):
+        devices.choose_device("cuda:1")
+    with pytest.raises(UserError, match="--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"):
+        devices.choose_device("gpu")
+
+
+def test_why_a_gpu_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert re.search(r"is built for the CPU only; install one that is built for CUDA", gpu.problem())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def init():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nUpdate it.")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert re.search(
+        r"finds no NVIDIA GPU \(The NVIDIA driver .* too old \(found version 11040\)\); check", gpu.problem()
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert re.search(r"there is no cuda:1, for torch .* finds 1 GPU; choose a lower number", gpu.problem(1))
+
+
+def test_the_command_line_refuses_a_device_that_is_none(capsys, tmp_path):
+    from polyfield.apps.__main__ import main
+
+    assert main(["fit", "ngp", "demo", "--run", str(tmp_path / "run"), "--device", "gpu"]) == 2
+    assert "expected auto, cpu, cuda or cuda:N, got 'gpu'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# ---- too little memory ----------------------------------------------------------------------------------------------
+
+NO_GPU_MEMORY = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.72 GiB of which 3.25 "
+)
+
+
+def test_too_little_memory_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(devices, "free_memory", lambda device: 3 << 30)
+    wanted = (
+        r"^fit: expected enough memory on cuda:0 \(NVIDIA H200\), got too little: asked for 20\.00 GB, "
+        r"3\.00 GB are free; lower --samples-per-step$"
+    )
+    for error in (torch.OutOfMemoryError(NO_GPU_MEMORY), RuntimeError(NO_GPU_MEMORY)):
+        with (
+            pytest.raises(UserError, match=wanted),
+            devices.enough_memory("fit", torch.device("cuda", 0), "lower --samples-per-step"),
+        ):
+            raise error
+
+
+def test_too_little_memory_on_a_cpu():
+    wanted = (
+        r"^extract: expected enough memory on the CPU, got too little: asked for \d{7}\.\d\d GB, [\d.]+ GB are free; x$"
+    )
+    with pytest.raises(UserError, match=wanted), devices.enough_memory("extract", devices.CPU, "x"):
+        torch.empty(1 << 50)
+    with pytest.raises(RuntimeError, match=r"^other$"), devices.enough_memory("extract", devices.CPU, "x"):
+        raise RuntimeError("other")
+
+
+def test_a_fit_says_which_option_needs_less_memory(monkeypatch, tmp_path):
+    def build(*_):
+        raise torch.OutOfMemoryError(NO_GPU_MEMORY)
+
+    monkeypatch.setattr(ngp.Config, "build", build)
+    monkeypatch.setattr("polyfield.apps.fit_run.choose_device", lambda _: devices.CPU)
+    with pytest.raises(
+        UserError, match=r"fit: expected enough memory .* 20.00 GB.*; lower --samples-per-step or --field"
+    ):
+        fit_scene("demo", run=tmp_path / "run", downscale=4)
+
+
+# ---- two devices, at the ops ----------------------------------------------------------------------------------------
+
+
+def _mixed_calls():
+    from polyfield.cuda import compositing, distortion, hash_encoding, marching, occupancy, packing, sparse_adam
+
+    x, far = torch.zeros(4), torch.zeros(4, device="meta")
+    offsets, points = torch.tensor([0, 4], dtype=torch.int32), torch.zeros(4, 3)
+    layout = hash_encoding.HashLayout.build(levels=1, log2_size=4, base_resolution=1, finest_resolution=1)
+    table = torch.zeros(layout.entries, 2, device="meta")
+    bits = torch.zeros(1, 1, dtype=torch.int64)
+    grid = dict(resolution=4, half=1.0, step=0.1)
+    cells = torch.zeros(4, dtype=torch.int32)
+    return {
+        "composite: values[0]": lambda: compositing.composite(x, [far[:, None]], offsets),
+        "prune: t_ends": lambda: compositing.prune_packed(x, x, far, offsets),
+        "distortion: t_starts": lambda: distortion.distortion(x, far, x, offsets),
+        "hash_encode: table": lambda: hash_encoding.hash_encode(points, table, layout),
+        "march_grid: near": lambda: marching.march_grid(points, points, far, x, bits, **grid),
+        "interval_points: t_ends": lambda: marching.interval_points(points, points, x, far, cells),
+        "append_packed: second[0]": lambda: packing.append_packed([x], offsets, [far], offsets, cells[:1].long()),
+        "sparse_adam_: grad": lambda: sparse_adam.sparse_adam_(x, far, x, x, step=1, lr=1.0),
+        "raise_densities: values": lambda: occupancy.raise_densities(x, cells, far, 0.5),
+    }
+
+
+@pytest.mark.parametrize("where", list(_mixed_calls()))
+def test_tensors_on_two_devices_are_named(where):
+    wanted = rf"^{re.escape(where)}: expected a tensor on cpu, as \w+ is, got meta; move it with \.to\('cpu'\)$"
+    with pytest.raises(ValueError, match=wanted):
+        _mixed_calls()[where]()
