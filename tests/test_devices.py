@@ -9,11 +9,14 @@ import torch
 from polyfield.apps import devices, march_pace
 from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.evaluate import photograph
+from polyfield.apps.commands.extract import extract_mesh
+from polyfield.apps.errors import UserError
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import ngp
 from polyfield.apps.run import Run, SceneFacts
 from polyfield.apps.viewer.painting import Painting, Stage
+from polyfield.cuda import device as gpu
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
