@@ -10,7 +10,9 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,7 +47,8 @@ class Rates:
 
     def add(self, report: Report) -> None:
         samples = report.step.render.samples
-        self.rays += len(report.step.view)
+        target = report.step.target.colors
+        self.rays += 0 if target is None else target.numel() // 3
         self.samples += 0 if samples is None else len(samples)
 
     def seconds(self) -> float:
@@ -88,7 +91,7 @@ class Progress:
         left = job.elapsed * (1 / max(report.spent, 1e-6) - 1)
         line = (
             f"step {job.step}  loss {sum(report.terms.values()):.5f}  PSNR {batch_psnr(report):.2f} dB  "
-            f"{r.rays / seconds / 1e3:.0f}k rays/s  {r.samples / seconds / 1e6:.2f}M samples/s  "
+            f"{r.rays / seconds / 1e3:.0f}k rays/s  {self._size(job, seconds)}  "
             f"{peak_memory_bytes() / 2**30:.2f} GB  {left:.0f} s left"
         )
         if self.quiet:
@@ -96,6 +99,12 @@ class Progress:
         else:
             self.bar.update(self.task, completed=report.spent, description=line)
         self.rates = Rates()
+
+    def _size(self, job: Job, seconds: float) -> str:
+        """What a step works on."""
+        if isinstance(job.field, Sized):
+            return f"{len(job.field)} Gaussians"
+        return f"{self.rates.samples / seconds / 1e6:.2f}M samples/s"
 
 
 class Log:
@@ -115,6 +124,7 @@ class Log:
             "psnr": round(batch_psnr(report), 3),
             "rays_per_second": round(self.rates.rays / seconds),
             "samples_per_second": round(self.rates.samples / seconds),
+            **({"gaussians": len(report.job.field)} if isinstance(report.job.field, Sized) else {}),
             **{f"loss_{name}": value for name, value in report.terms.items()},
         }
         with open(self.path, "a", encoding="utf-8") as file:
@@ -158,9 +168,8 @@ class Checkpoints:
         if all(bool(p.isfinite().all()) for p in job.field.parameters()):
             save_checkpoint(self.folder, job.step, job.tensors(), job.metadata())
 
-    def restore(self, job: Job) -> None:
-        """Bring ``job`` to the newest readable checkpoint, if there is one."""
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The newest readable checkpoint, if there is one: for ``Job.restore``."""
         found = load_newest(self.folder)
-        if found is not None:
-            job.restore(*found)
-            self.last = job.elapsed
+        self.last = 0.0 if found is None else float(found[1]["elapsed"])
+        return found

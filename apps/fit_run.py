@@ -77,11 +77,13 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
         torch.set_num_threads(options.threads)
     folder = Path(options.run) if options.run else Path("runs") / f"{Path(data).name}-{name}"
     asked, scene = _open(str(data), name, config, folder, options)
-    job = asked.config.build(scene, asked.seed, device)
-    checkpoints = Checkpoints(folder, options.checkpoint_every)
-    if options.resume:
-        checkpoints.restore(job)
+    scene = asked.config.prepare(scene)
     budget = Budget(asked.steps, asked.seconds)
+    checkpoints = Checkpoints(folder, options.checkpoint_every)
+    found = checkpoints.load() if options.resume else None
+    job = asked.config.build(scene, asked.seed, device, budget if found is None else None)
+    if found is not None:
+        job.restore(*found)
     progress = Progress(scene, budget, _place(job), quiet=not sys.stdout.isatty())
     after = [*asked.config.after_step(), progress, Log(folder)]
     if options.preview_every > 0 and scene.test:

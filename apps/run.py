@@ -147,7 +147,7 @@ class Run:
 
     def scene(self) -> Scene:
         """The photographs it was fitted to, read again from where they were."""
-        return open_data(self.asked.data, self.asked.downscale)
+        return self.asked.config.prepare(open_data(self.asked.data, self.asked.downscale))
 
 
 def open_data(data: str, downscale: int) -> Scene:

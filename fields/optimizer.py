@@ -7,7 +7,7 @@ or cleared between steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -141,6 +141,26 @@ class Adam(torch.optim.Optimizer):
     def _mark_clean(self, param: Tensor) -> None:
         assert param.grad is not None
         self._clean[param] = (param.grad.data_ptr(), param.grad._version)
+
+    @torch.no_grad()
+    def replace(self, old: Tensor, new: Tensor, moments: Callable[[Tensor], Tensor]) -> None:
+        """Step ``new`` in the place of ``old`` from now on; ``moments`` makes its moments of the old ones.
+
+        Half copies are not carried over.
+        """
+        for group in self.param_groups:
+            group["params"] = [new if param is old else param for param in group["params"]]
+        state = self.state.pop(old, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                state[key] = moments(state[key])
+        if state:
+            self.state[new] = state
+        self._halves.pop(old, None)
+        self._clean.pop(old, None)
+        if old.grad is not None:
+            new.grad = _zeros(new)
+            self._mark_clean(new)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients. Buffers of sparse groups stay; they are cleared only if written since the last step."""

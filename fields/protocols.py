@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from ..geometry.gaussians import Gaussians
 from ..geometry.types import Aabb
 
 
@@ -44,4 +45,15 @@ class Distance(Protocol):
 
     def distance(self, points: Tensor) -> Tensor:
         """points (N, 3) -> (N,) distances in scene units, positive outside."""
+        ...
+
+
+@runtime_checkable
+class Primitives(Protocol):
+    """What splatting needs."""
+
+    bounds: Aabb
+
+    def gaussians(self) -> Gaussians:
+        """All of them, in the scene's frame."""
         ...

@@ -19,7 +19,7 @@ class Render:
     """A renderer's result. ``pixels.colors`` are already over ``background``."""
 
     pixels: Pixels
-    background: Tensor | None = None  # (R, 3) what stood behind: targets with alpha are laid over the same
+    background: Tensor | None = None  # (R, 3) or (3,) what stood behind: targets with alpha are laid over the same
     samples: Samples | None = None
     weights: Tensor | None = None  # (S,)
     output: FieldOutput | None = None
@@ -39,13 +39,13 @@ class Step:
 
     index: int
     field: object
-    view: Rays
+    view: Camera | Rays
     render: Render
     target: Pixels
 
     @property
     def target_colors(self) -> Tensor:
-        """(R, 3) the photograph, laid over the render's background where it has alpha."""
+        """(*P, 3) the photograph, laid over the render's background where it has alpha."""
         colors, alphas = self.target.colors, self.target.alphas
         if colors is None:
             raise ValueError("photometric: target: expected colours, got a view without them; drop the loss")
@@ -53,10 +53,10 @@ class Step:
             return colors
         if self.render.background is None:
             raise ValueError("photometric: render: expected a background for a target with alpha, got none")
-        return colors * alphas[:, None] + self.render.background * (1 - alphas[:, None])
+        return colors * alphas[..., None] + self.render.background * (1 - alphas[..., None])
 
     def mean(self, values: Tensor) -> Tensor:
-        """values (R,) -> (): their mean over the rays whose pixels count; 0 if none does."""
+        """values (*P,) -> (): their mean over the pixels whose pixels count; 0 if none does."""
         masks = self.target.masks
         if masks is None:
             return values.mean()

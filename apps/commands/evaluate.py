@@ -109,6 +109,9 @@ def photograph(frame: Any, background: Any, device: Any) -> Any:
     if frame.alphas is None:
         return colors
     alphas = frame.alphas.to(device).float()[..., None] / 255
-    one = torch.zeros(1, 3, device=device)
-    behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
+    if isinstance(background, torch.Tensor):
+        behind = background
+    else:
+        one = torch.zeros(1, 3, device=device)
+        behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
     return colors * alphas + behind * (1 - alphas)

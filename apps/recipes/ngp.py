@@ -24,7 +24,7 @@ from ...renderers.opacity import density
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..devices import CPU
-from ..fit import Job, Report
+from ..fit import Budget, Job, Report
 from ..march_pace import MarchPace
 from ..run import SceneFacts
 
@@ -107,7 +107,11 @@ class Config:
             march = replace(march, cone_angle=1 / 256)
         return model, VolumeRenderer(occupancy, density, self._background(facts.has_alpha), march).to(device)
 
-    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU) -> Job:
+    def prepare(self, scene: Scene) -> Scene:
+        """Rays go through any lens: photographs stay as they are."""
+        return scene
+
+    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Fields begin with the same numbers on all devices."""
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)

@@ -24,7 +24,7 @@ def photometric(colors: Tensor, target: Tensor, mask: Tensor | None = None, hube
         loss = error.square()
     if mask is None:
         return loss.mean()
-    return (loss * mask[:, None]).sum() / (3 * mask.sum()).clamp(min=1)
+    return (loss * mask[..., None]).sum() / (3 * mask.sum()).clamp(min=1)
 
 
 @dataclass(frozen=True)

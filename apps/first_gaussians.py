@@ -1,0 +1,123 @@
+"""Where a splat fit begins: points of structure from motion, of a mesh, at random, or of a quick hash-grid fit.
+
+The hash grid finds the surfaces of a scene without points within seconds; Gaussians that start there need neither the
+thousands of steps nor the floaters of a random start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ..datasets.scene import Scene
+from ..fields.gaussian_init import from_points, mesh_points, random_points
+from ..geometry import Aabb, Gaussians
+from ..renderers.volume import VolumeRenderer
+from .batches import PixelBatches
+from .errors import UserError
+from .fit import Budget, Job, fit
+
+
+class Source(Enum):
+    """What the first Gaussians are taken from."""
+
+    AUTO = "auto"
+    """The scene's own points if there are any, else a hash-grid fit."""
+    GRID = "grid"
+    POINTS = "points"
+    MESH = "mesh"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class FirstGaussians:
+    """How a splat fit begins."""
+
+    source: Source = Source.AUTO
+    count: int = 60_000
+    """Gaussians to begin with; of the scene's own points, all are taken up to this number."""
+    opacity: float = 0.5
+    scale: float = 0.7
+    """Standard deviation as a share of the gap between neighbours."""
+    grid_share: float = 0.25
+    """Of a budget in seconds, what the hash-grid fit takes."""
+    grid_steps: int = 1500
+    """Steps of the hash-grid fit, where the budget is in steps."""
+
+    def draw(
+        self, scene: Scene, degree: int, seed: int, device: torch.device, budget: Budget
+    ) -> tuple[Gaussians, float]:
+        """The Gaussians on ``device``, and how long a hash-grid fit took, seconds."""
+        generator = torch.Generator(device).manual_seed(seed)
+        source, seconds = self.source, 0.0
+        if source is Source.AUTO:
+            source = Source.GRID if scene.points is None else Source.POINTS
+        if source is Source.RANDOM:
+            points, colors = random_points(Aabb.cube(1.0).to(device), self.count, generator)
+        elif source is Source.MESH:
+            if scene.mesh is None:
+                raise UserError(f"fit: --first.source mesh: expected a scene with a mesh, {scene.name} has none")
+            points, colors = mesh_points(scene.mesh.to(device), self.count, generator)
+        elif source is Source.POINTS:
+            points, colors = self._scene_points(scene, generator)
+        else:
+            points, colors, seconds = self._grid_points(scene, seed, device, budget)
+        gaussians = from_points(points, colors, degree=degree, opacity=self.opacity, share=self.scale)
+        return gaussians.to(device), seconds
+
+    def _scene_points(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if scene.points is None or not len(scene.points):
+            raise UserError(
+                f"fit: --first.source points: expected a scene with points, {scene.name} has none; use grid"
+            )
+        points = scene.points.to(generator.device)
+        colors = torch.full_like(points, 0.5) if scene.point_colors is None else scene.point_colors.to(points)
+        chosen = torch.randperm(len(points), generator=generator, device=generator.device)[: self.count]
+        return points[chosen], colors[chosen]
+
+    def _grid_points(
+        self, scene: Scene, seed: int, device: torch.device, budget: Budget
+    ) -> tuple[Tensor, Tensor, float]:
+        from .recipes import ngp
+
+        if budget.seconds is not None:
+            budget = Budget(seconds=budget.seconds * self.grid_share)
+        else:
+            budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
+        config = ngp.Config()
+        job = config.build(scene, seed, device)
+        fit(job, budget, config.after_step())
+        assert isinstance(job.renderer, VolumeRenderer)
+        points, colors = surface_points(job, self.count)
+        return points, colors, job.elapsed
+
+
+@torch.no_grad()
+def surface_points(job: Job, count: int) -> tuple[Tensor, Tensor]:
+    """Points (N <= count, 3) where rays through random training pixels are half absorbed, and the pixels' colours."""
+    batches = job.batches
+    assert isinstance(batches, PixelBatches)
+    batches.rays = 8192
+    points, colors, found = [], [], 0
+    for _ in range(8 * count // batches.rays + 8):
+        rays, target, _ = batches.draw()
+        render = job.renderer.render(job.field, rays)
+        samples, weights, opacities = render.samples, render.weights, render.pixels.alphas
+        assert samples is not None and weights is not None and opacities is not None and target.colors is not None
+        if not len(samples):
+            continue
+        before = weights.cumsum(0) - weights
+        ray = samples.ray_indices.long()
+        start = before[samples.ray_offsets[ray].long()]
+        half = (before - start <= 0.5) & (before - start + weights > 0.5)
+        points.append(samples.positions(rays)[half])
+        colors.append(target.colors[ray[half]])
+        found += int(half.sum())
+        if found >= count:
+            break
+    if not found:
+        raise UserError("fit: --first.source grid: expected surfaces after the hash-grid fit, found none; use random")
+    return torch.cat(points)[:count], torch.cat(colors)[:count]

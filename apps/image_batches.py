@@ -1,0 +1,45 @@
+"""Whole training images, one per step: what a step of a rasterizing fit is made of.
+
+Images come in a random order that shows each once before any comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..datasets.scene import Frame
+from ..geometry import Camera, Pixels
+from .devices import CPU
+
+
+class ImageBatches:
+    """Draws ``(Camera, Pixels (H, W), number)`` of training frames, on ``device``."""
+
+    def __init__(self, frames: Sequence[Frame], *, seed: int = 0, device: torch.device = CPU) -> None:
+        if not frames:
+            raise ValueError("fit: scene: expected at least one training view, got none; check the split")
+        self.frames, self.device, self.storage = frames, device, CPU
+        self.cameras = [frame.camera.to(device) for frame in frames]
+        self.generator = torch.Generator(CPU).manual_seed(seed)
+        self.order = torch.zeros(0, dtype=torch.long, device=CPU)
+
+    def draw(self) -> tuple[Camera, Pixels, Tensor]:
+        """One image of those that have waited longest."""
+        if not len(self.order):
+            self.order = torch.randperm(len(self.frames), generator=self.generator, device=CPU)
+        number, self.order = self.order[0], self.order[1:]
+        pixels = self.frames[int(number)].pixels()
+        target = Pixels(pixels.colors, pixels.alphas, masks=pixels.masks)
+        if self.device != CPU:
+            target = target.send(self.device)
+        return self.cameras[int(number)], target, number.to(self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Which images are still to come in this round."""
+        return {"order": self.order}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self.order = state_dict["order"].to(CPU)

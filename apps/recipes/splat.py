@@ -1,0 +1,156 @@
+"""3D Gaussians that move to where they are needed (MCMC, Kheradmand et al. 2024), from a quick hash-grid fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ...datasets.scene import Scene
+from ...datasets.undistort import straightened
+from ...fields import density_control
+from ...fields.gaussians import GaussianField
+from ...fields.optimizer import Adam
+from ...geometry import Aabb, Gaussians
+from ...renderers.exposure import Exposure
+from ...renderers.losses.primitives import MeanOpacity, MeanScale
+from ...renderers.losses.ssim import SsimL1
+from ...renderers.splat import SplatConfig, SplatRenderer
+from ..devices import CPU
+from ..first_gaussians import FirstGaussians
+from ..fit import Budget, Job, Report
+from ..image_batches import ImageBatches
+from ..run import SceneFacts
+
+BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
+
+
+@dataclass(frozen=True)
+class RatesConfig:
+    """Learning rates of Adam."""
+
+    means: float = 1.6e-4
+    """Times the scene's half extent, falling to a hundredth."""
+    quats: float = 1e-3
+    log_scales: float = 5e-3
+    logit_opacities: float = 5e-2
+    colors: float = 2.5e-3
+    higher_bands: float = 0.05
+    """Of ``colors``, for all bands of the spherical harmonics but the first."""
+    eps: float = 1e-15
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """When Gaussians are moved, and how many there may be."""
+
+    every: int = 100
+    begin: float = 0.02
+    """Share of the budget before the first."""
+    end: float = 0.85
+    """Share of the budget after the last."""
+    min_opacity: float = 0.005
+    growth: float = 1.05
+    noise: float = 5e5
+    """Of the means' rate."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """3D Gaussians: real-time pictures; MCMC density control under a hard cap."""
+
+    default_steps: ClassVar[int] = 7000
+
+    sh_degree: int = 3
+    first: FirstGaussians = FirstGaussians()
+    draw: SplatConfig = SplatConfig()
+    rates: RatesConfig = RatesConfig()
+    control: ControlConfig = ControlConfig()
+    photometric: SsimL1 = SsimL1()
+    opacity: MeanOpacity = MeanOpacity()
+    scale: MeanScale = MeanScale()
+    max_gaussians: int = 120_000
+    """Never exceeded."""
+    max_memory: int | None = None
+    """Bytes that Gaussians may take while fitting: lowers ``max_gaussians``."""
+    degree_every: float = 0.05
+    """Share of the budget after which another band of the colours joins in."""
+    random_background: bool | None = None
+    """While fitting; None = where photographs have alpha."""
+    exposure: bool = False
+    """Fit one gain per photograph and channel."""
+
+    def prepare(self, scene: Scene) -> Scene:
+        """Photographs without their lens's distortion."""
+        return straightened(scene)
+
+    @property
+    def most(self) -> int:
+        """Gaussians there may be."""
+        return min(self.max_gaussians, (self.max_memory or 1 << 60) // BYTES_PER_GAUSSIAN)
+
+    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GaussianField, SplatRenderer]:
+        """A field without Gaussians and its renderer, for a scene of this size."""
+        bases = (self.sh_degree + 1) ** 2
+        none = Gaussians(*(torch.zeros(0, *shape, device=device) for shape in ((3,), (4,), (3,), (), (bases, 3))))
+        field = GaussianField(none, Aabb.cube(2 ** (facts.cascades - 1)).to(device))
+        color = (1.0, 1.0, 1.0) if facts.has_alpha else (0.0, 0.0, 0.0)
+        random = facts.has_alpha if self.random_background is None else self.random_background
+        draw = replace(self.draw, near=max(self.draw.near, facts.near))
+        return field, SplatRenderer(color, draw, random=random).to(device)
+
+    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
+        """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
+        torch.manual_seed(seed)
+        model, renderer = self.build_model(SceneFacts.of(scene), device)
+        renderer.generator = torch.Generator(device).manual_seed(seed + 1)
+        seconds = 0.0
+        if budget is not None:
+            first = replace(self.first, count=min(self.first.count, self.most))
+            gaussians, seconds = first.draw(scene, self.sh_degree, seed, device, budget)
+            model = GaussianField(gaussians, model.bounds)
+        r = self.rates
+        columns = torch.full(((self.sh_degree + 1) ** 2 * 3,), r.higher_bands, device=device)
+        columns[:3] = 1
+        groups = [
+            {"params": [model.means], "lr": r.means, "final_fraction": 0.01},
+            {"params": [model.quats], "lr": r.quats},
+            {"params": [model.log_scales], "lr": r.log_scales},
+            {"params": [model.logit_opacities], "lr": r.logit_opacities},
+            {"params": [model.sh], "lr": r.colors, "column_rates": columns},
+        ]
+        groups = [{**group, "sparse": True} for group in groups]
+        exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
+        if exposure is not None:
+            groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
+        losses = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
+        batches = ImageBatches(scene.train, seed=seed + 2, device=device)
+        return Job(
+            field=model,
+            renderer=renderer,
+            batches=batches,
+            losses={name: loss for name, loss in losses.items() if loss.weight != 0},
+            optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
+            exposure=exposure,
+            parts={"batches": batches},
+            elapsed=seconds,
+            generator=torch.Generator(device).manual_seed(seed + 3),
+        )
+
+    def after_step(self) -> list:
+        """What this recipe does after each step."""
+        return [self.widen_colors, self.control_density]
+
+    def widen_colors(self, report: Report) -> None:
+        """Let another band of the colours join in, now and then."""
+        report.job.renderer.degree = min(self.sh_degree, int(report.spent / max(self.degree_every, 1e-9)))
+
+    def control_density(self, report: Report) -> None:
+        job, c = report.job, self.control
+        assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
+        if c.begin <= report.spent < c.end and job.step % c.every == 0:
+            density_control.relocate(job.field, job.optimizer, job.generator, min_opacity=c.min_opacity)
+            density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=c.growth)
+        rate = self.rates.means * 0.01**report.spent
+        density_control.shake(job.field, job.generator, rate * c.noise)
