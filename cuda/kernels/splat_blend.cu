@@ -9,6 +9,7 @@
 // needs of a tile are moments of v = alpha d loss / d alpha: kept in registers over the tile, summed across lanes once.
 #include "op.h"
 #include "splat_tile.h"
+#include <vector>
 
 namespace polyfield {
 
@@ -191,17 +192,17 @@ template <class T>
 void splat_gather(const T* rows, const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t gaussians, T* grad_rows,
                   int add, T* grad_channels, int64_t first, int64_t stride, int n) {
   parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
-    if (!add) std::memset(grad_rows + ROW * begin, 0, ROW * (end - begin) * sizeof(T));
-    if (grad_channels)
-      for (int64_t i = begin; i < end; ++i)
-        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = T(0);
-    for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
-      T g[ROW];
-      row_gradient(rows + ROW * i, slots + ROW * slot, g);
-      for (int k = 0; k < (grad_channels ? COLOR : DEPTH + 1); ++k) grad_rows[ROW * i + k] += g[k];
+    static thread_local std::vector<T> gathered(CHUNK * ROW);
+    sum_slots(slots, slot_gaussian, band_offsets, bands, begin, end, gathered.data());
+    for (int64_t i = begin; i < end; ++i) {
+      const T *row = rows + ROW * i, *moments = gathered.data() + ROW * (i - begin);
+      T g[ROW] = {}, *grad = grad_rows + ROW * i;
+      if (row[EXTENT] > T(0)) row_gradient(row[CONIC], row[CONIC + 1], row[CONIC + 2], row[OPACITY], moments, g);
+      const int own = grad_channels ? COLOR : DEPTH + 1;
+      for (int k = 0; k < ROW; ++k) grad[k] = (add ? grad[k] : T(0)) + (k < own ? g[k] : T(0));
       if (grad_channels)
-        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] += g[COLOR + k];
-    });
+        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = g[COLOR + k];
+    }
   });
 }
 
