@@ -48,6 +48,7 @@ template <int N = 1, class T> PF_INLINE void add_sums(T* p, Lane<T>* x) {
   if constexpr (sizeof(T) != 4) {
     for (int k = 0; k < 16; ++k) p[k] += sum(x[k]);
   } else if constexpr (N < LANES) {
+#pragma GCC unroll 8
     for (int k = 0; k < 16 / (2 * N); ++k) x[k] = fold<N>(x[2 * k], x[2 * k + 1]);
     add_sums<2 * N>(p, x);
   } else {

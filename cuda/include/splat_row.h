@@ -55,12 +55,21 @@ template <class F> PF_INLINE void for_slots(const int32_t* slot_gaussian, const 
   }
 }
 
-// A slot's moments -> its share of the gradient to the row, channels in place of colour and depth.
-template <class T> PF_INLINE void row_gradient(const T* row, const T* m, T* g) {
-  const T a = row[CONIC], b = row[CONIC + 1], c = row[CONIC + 2];
+// Their moments, summed over slots, to moments + ROW (i - begin).
+template <class T> void sum_slots(const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t begin, int64_t end, T* moments) {
+  std::memset(moments, 0, ROW * (end - begin) * sizeof(T));
+  for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
+    T* to = moments + ROW * (i - begin);
+    for (int k = 0; k < ROW; ++k) to[k] += slots[ROW * slot + k];
+  });
+}
+
+// A Gaussian's moments, summed over its slots -> the gradient to its row, channels in place of colour and depth.
+template <class R> PF_INLINE void row_gradient(R a, R b, R c, R opacity, const R* m, R* g) {
+  using T = scalar_t<R>;
   g[MEAN] = a * m[V_X] + b * m[V_Y], g[MEAN + 1] = b * m[V_X] + c * m[V_Y];
-  g[CONIC] = T(-0.5) * m[V_XX], g[CONIC + 1] = -m[V_XY], g[CONIC + 2] = T(-0.5) * m[V_YY];
-  g[OPACITY] = m[V] / row[OPACITY];
+  g[CONIC] = R(T(-0.5)) * m[V_XX], g[CONIC + 1] = -m[V_XY], g[CONIC + 2] = R(T(-0.5)) * m[V_YY];
+  g[OPACITY] = m[V] / opacity;
   g[EXTENT] = m[ABS_X], g[EXTENT + 1] = m[ABS_Y];
   for (int k = 0; k < 4; ++k) g[COLOR + k] = m[CHANNEL + k];
 }

@@ -43,8 +43,16 @@ struct Window {  // of a tile
   }
   // f(pixel of the tile, pixel of the image)
   template <class F> PF_INLINE void for_pixels(F f) const {
-    for (int y = 0; y < rows; ++y)
-      for (int x = 0; x < columns; ++x) f(CELLS * (x / CELL + CELL * (y / CELL)) + x % CELL + CELL * (y % CELL), int64_t(y0 + y) * width + x0 + x);
+    for (int y = 0; y < rows; ++y) {
+      const int64_t at = int64_t(y0 + y) * width + x0;
+      const int i = CELLS * CELL * (y / CELL) + CELL * (y % CELL);
+      for (int x = 0; x < columns; x += CELL) {
+        if (x + CELL <= columns)
+          for (int j = 0; j < CELL; ++j) f(i + CELL * x + j, at + x + j);
+        else
+          for (int j = 0; j < columns - x; ++j) f(i + CELL * x + j, at + x + j);
+      }
+    }
   }
 };
 template <class T> PF_INLINE void read_plane(const Window& w, const Plane<T>& from, T* to, T otherwise = T(0)) {
@@ -54,6 +62,9 @@ template <class T> PF_INLINE void read_plane(const Window& w, const Plane<T>& fr
 template <class T> PF_INLINE void write_plane(const Window& w, const T* from, const Plane<T>& to) {
   if (to.image) w.for_pixels([&](int i, int64_t at) { to.image[to.offset + at * to.stride] = from[i]; });
 }
+
+PF_INLINE Lane<float> magnitude(Lane<float> x) { return as_float(as_int(x) & Lane<int32_t>(0x7fffffff)); }
+PF_INLINE Lane<double> magnitude(Lane<double> x) { return abs(x); }
 
 // exp for what lies below 0: relative error 3e-6, less than an image can show. float64: exact, for gradient checks.
 PF_INLINE Lane<float> falloff(Lane<float> log2_x) {

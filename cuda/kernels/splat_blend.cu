@@ -9,6 +9,7 @@
 // needs of a tile are moments of v = alpha d loss / d alpha: kept in registers over the tile, summed across lanes once.
 #include "op.h"
 #include "splat_tile.h"
+#include <vector>
 
 namespace polyfield {
 
@@ -128,11 +129,13 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
   }
   uint32_t live = cells_inside<T>(w);
   for_entries(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
+    if (!cells) return;
     const T* row = s.rows + ROW * gaussian;
     const R a(row[CONIC]), b(row[CONIC + 1]), c(row[CONIC + 2]);
-    R value[N], m[16];
-    for (int k = 0; k < N; ++k) value[k] = R(k < s.channels.n ? s.channels.channels[gaussian * s.channels.stride + k] : T(0));
-    for (int k = 0; k < 16; ++k) m[k] = R(T(0));
+    const R zero(T(0));
+    R value[N], sums[N];  // and the moments, each a name of its own, so that all stay in registers
+    for (int k = 0; k < N; ++k) sums[k] = zero, value[k] = R(k < s.channels.n ? s.channels.channels[gaussian * s.channels.stride + k] : T(0));
+    R m_v = zero, m_x = zero, m_y = zero, m_xx = zero, m_xy = zero, m_yy = zero, abs_x = zero, abs_y = zero;
     for (; cells; cells &= cells - 1) {
       const int cell = lowest(cells);
       bool alive = false;
@@ -148,19 +151,20 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
         for (int k = 0; k < N; ++k) {
           const R g = load(grad[k] + i);
           seen += g * value[k];
-          m[CHANNEL + k] += weight * g;
+          sums[k] += weight * g;
         }
         const R left = load(rest + i) - weight * seen;
         store(rest + i, left);
         store(transmittance + i, before - weight);
         const R v_ = select(open, slope * (before * seen - left / (R(T(1)) - alpha)), R(T(0)));
         const R vx = v_ * dx, vy = v_ * dy;
-        m[V] += v_, m[V_X] += vx, m[V_Y] += vy, m[V_XX] += vx * dx, m[V_XY] += vx * dy, m[V_YY] += vy * dy;
-        m[ABS_X] += abs(a * vx + b * vy), m[ABS_Y] += abs(b * vx + c * vy);
+        m_v += v_, m_x += vx, m_y += vy, m_xx += vx * dx, m_xy += vx * dy, m_yy += vy * dy;
+        abs_x += magnitude(a * vx + b * vy), abs_y += magnitude(b * vx + c * vy);
         alive |= any(open);
       }
       if (!alive) live &= ~(1u << cell);
     }
+    R m[ROW] = {m_v, m_x, m_y, m_xx, m_xy, m_yy, abs_x, abs_y, sums[0], sums[1], sums[2], N > 3 ? sums[N - 1] : zero, zero, zero, zero, zero};
     add_sums(up.slots + ROW * slot, m);
   });
 }
@@ -188,17 +192,17 @@ template <class T>
 void splat_gather(const T* rows, const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t gaussians, T* grad_rows,
                   int add, T* grad_channels, int64_t first, int64_t stride, int n) {
   parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
-    if (!add) std::memset(grad_rows + ROW * begin, 0, ROW * (end - begin) * sizeof(T));
-    if (grad_channels)
-      for (int64_t i = begin; i < end; ++i)
-        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = T(0);
-    for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
-      T g[ROW];
-      row_gradient(rows + ROW * i, slots + ROW * slot, g);
-      for (int k = 0; k < (grad_channels ? COLOR : DEPTH + 1); ++k) grad_rows[ROW * i + k] += g[k];
+    static thread_local std::vector<T> gathered(CHUNK * ROW);
+    sum_slots(slots, slot_gaussian, band_offsets, bands, begin, end, gathered.data());
+    for (int64_t i = begin; i < end; ++i) {
+      const T *row = rows + ROW * i, *moments = gathered.data() + ROW * (i - begin);
+      T g[ROW] = {}, *grad = grad_rows + ROW * i;
+      if (row[EXTENT] > T(0)) row_gradient(row[CONIC], row[CONIC + 1], row[CONIC + 2], row[OPACITY], moments, g);
+      const int own = grad_channels ? COLOR : DEPTH + 1;
+      for (int k = 0; k < ROW; ++k) grad[k] = (add ? grad[k] : T(0)) + (k < own ? g[k] : T(0));
       if (grad_channels)
-        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] += g[COLOR + k];
-    });
+        for (int k = 0; k < n; ++k) grad_channels[first + stride * i + k] = g[COLOR + k];
+    }
   });
 }
 

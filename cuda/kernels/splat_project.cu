@@ -17,6 +17,13 @@ namespace polyfield {
 
 constexpr int MAX_SH = 3 * MAX_BASES, POSE = 12;
 
+// Asks for the rows of the Gaussians two vectors ahead: they are read by columns, which no processor foresees.
+template <class T> PF_INLINE void fetch_ahead(const T* table, int64_t i, int64_t end, int64_t width) {
+  constexpr int LINE = 64 / sizeof(T);
+  const int64_t begin = (i + 2 * LANES) * width, last = (i + 3 * LANES < end ? i + 3 * LANES : end) * width;
+  for (int64_t k = begin; k < last; k += LINE) __builtin_prefetch(table + k);
+}
+
 template <class T> struct View {
   T r[9], t[3], center[3], fx, fy, cx, cy, near, blur;
   Limits<T> limits;
@@ -110,7 +117,8 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
     count[0] = count[1] = count[2] = 0;
     for (int64_t i = begin; i < end; i += LANES) {
       const int n = int(end - i < LANES ? end - i : LANES);
-      Shape<R> s(view, g, i, n);
+      if (bases) fetch_ahead(sh, i, end, 3 * stored);
+      const Shape<R> s(view, g, i, n);
       R row[ROW];
       row[MEAN] = R(view.fx) * s.seen.u + R(view.cx), row[MEAN + 1] = R(view.fy) * s.seen.v + R(view.cy);
       row[EXTENT] = sqrt(s.reach * s.a), row[EXTENT + 1] = sqrt(s.reach * s.c);
@@ -193,23 +201,28 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
     const T* grads = grad_rows + ROW * begin;
     if (!grad_rows) {
       static thread_local std::vector<T> gathered(CHUNK * ROW);
-      std::memset(gathered.data(), 0, CHUNK * ROW * sizeof(T));
-      T* to = gathered.data() - ROW * begin;
-      for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
-        T g[ROW];
-        row_gradient(rows + ROW * i, slots + ROW * slot, g);
-        for (int k = 0; k <= DEPTH; ++k) to[ROW * i + k] += g[k];
-      });
+      sum_slots(slots, slot_gaussian, band_offsets, bands, begin, end, gathered.data());
       grads = gathered.data();
     }
     for (int64_t i = begin; i < end; i += LANES) {
       const int n = int(end - i < LANES ? end - i : LANES);
       const T* row = rows + ROW * i;
+      fetch_ahead(rows, i, end, ROW);
+      if (bases) fetch_ahead(sh, i, end, 3 * stored);
+      if (bases && grad_sh) fetch_ahead(grad_sh, i, end, 3 * stored);
       const Mask<T> seen = load_strided(row + EXTENT, ROW, n) > R(T(0));
       if (!any(seen)) continue;
+      const Shape<R> s(view, gaussian, i, n);
+      const R two(T(2)), half(T(0.5)), inverse = R(T(1)) / s.det;
+      const R qa = s.c * inverse, qb = -s.b * inverse, qc = s.a * inverse;
       R g[ROW];
       rows_to_lanes(grads + ROW * (i - begin), ROW, ROW, n, g);
-      for (int k = 0; k < ROW; ++k) g[k] = select(seen, g[k], R(T(0)));
+      if (!grad_rows) {
+        R moments[ROW];
+        for (int k = 0; k < ROW; ++k) moments[k] = g[k];
+        row_gradient(qa, qb, qc, s.opacity, moments, g);
+      }
+      for (int k = 0; k <= DEPTH; ++k) g[k] = select(seen, g[k], R(T(0)));
       if (statistics) {
         const R length = sqrt(g[MEAN] * g[MEAN] + g[MEAN + 1] * g[MEAN + 1]), absolute = sqrt(g[EXTENT] * g[EXTENT] + g[EXTENT + 1] * g[EXTENT + 1]);
         for (uint32_t left = bits(seen); left; left &= left - 1) {
@@ -219,11 +232,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
           s[0] += length[lane], s[1] += absolute[lane], s[2] += T(1), s[3] = extent > s[3] ? extent : s[3];
         }
       }
-      const Shape<R> s(view, gaussian, i, n);
-      const R two(T(2)), half(T(0.5)), inverse = R(T(1)) / s.det;
-
       // conic -> covariance: -Q G Q; opacity -> logit and, anti-aliased, covariance
-      const R qa = s.c * inverse, qb = -s.b * inverse, qc = s.a * inverse;
       const R gb = half * g[CONIC + 1];
       const R l0 = qa * g[CONIC] + qb * gb, l1 = qa * gb + qb * g[CONIC + 2], l2 = qb * g[CONIC] + qc * gb, l3 = qb * gb + qc * g[CONIC + 2];
       R ga = -(l0 * qa + l1 * qb), gab = -two * (l0 * qb + l1 * qc), gc = -(l2 * qb + l3 * qc);

@@ -1,0 +1,96 @@
+"""Gaussian splatting: forward, backward and whole steps, against the torch reference.
+
+Gaussians of seeded sizes on screen and SH degree 3. "Radius" is three standard deviations of the larger axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from polyfield.cuda.gaussians import render_gaussians
+from polyfield.cuda.ssim import ssim_l1
+from polyfield.fields.optimizer import Adam
+
+from tests.reference import gaussians as reference
+
+from ..measure import Row, seconds
+from ..scenes import generator
+
+HEAVY = (8.0, 31.0)  # radii whose mean standard deviation, geometric over both axes, is 4.4 pixels
+RATES = {"means": 1e-5, "quats": 1e-3, "log_scales": 1e-3, "logit_opacities": 1e-2, "sh": 1e-3}
+
+
+def scene(
+    count: int, size: int, low: float = 2.0, high: float = 8.0
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Gaussians whose radius in pixels lies between low and high, in a square image's view; K; world_to_camera."""
+    g = generator()
+    focal = 1.2 * size
+    z = 2 + 4 * torch.rand(count, generator=g)
+    xy = (torch.rand(count, 2, generator=g) - 0.5) * size / focal * z[:, None]
+    radius = low + (high - low) * torch.rand(count, generator=g)
+    scales = (radius / 3 * z / focal)[:, None] * (0.3 + 0.7 * torch.rand(count, 3, generator=g))
+    quats, logits = torch.randn(count, 4, generator=g), torch.randn(count, generator=g)
+    sh = 0.3 * torch.randn(count, 16, 3, generator=g)
+    K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+    return [torch.cat([xy, z[:, None]], 1), quats, scales.log(), logits, sh], K, torch.eye(4)
+
+
+class Step:
+    """A fit's step on one image, optimizer included."""
+
+    def __init__(self, count: int, size: int, low: float = 2.0, high: float = 8.0):
+        self.gaussians, self.K, self.pose = scene(count, size, low, high)
+        self.size = size
+        first = torch.cat([torch.ones(3), torch.full((45,), 0.05)])
+        groups = [
+            {"params": [x.requires_grad_()], "lr": lr, "column_rates": first if name == "sh" else None}
+            for x, (name, lr) in zip(self.gaussians, RATES.items(), strict=True)
+        ]
+        self.adam = Adam(groups, betas=(0.9, 0.999), sparse=True)
+        self.upstream = torch.randn(size, size, 3, generator=generator()) / size**2
+        self.target = torch.rand(size, size, 3, generator=generator())
+
+    def draw(self):
+        """The image; gradients go to the optimizer's buffers."""
+        buffers = tuple(x.grad for x in self.gaussians)
+        return render_gaussians(*self.gaussians, self.K, self.pose, self.size, self.size, grad_buffers=buffers).colors
+
+    def forward(self):
+        with torch.no_grad():
+            self.draw()
+
+    def backward(self):
+        self.draw().backward(self.upstream)
+
+    def with_adam(self):
+        self.backward()
+        self.adam.step()
+
+    def whole(self):
+        ssim_l1(self.draw(), self.target).backward()
+        self.adam.step()
+
+    def theirs(self):
+        gaussians = [x.detach().requires_grad_() for x in self.gaussians]
+        reference.render(gaussians, self.K, self.pose, self.size, self.size)[0].backward(self.upstream)
+
+
+def run(device: str) -> Iterator[Row]:
+    step = Step(50_000, 400)
+    theirs = seconds(step.theirs, budget=1, least=3, warmup=1)
+    ours = seconds(step.backward)
+    name = "Gaussians, 50k at 400x400, forward + backward"
+    yield Row(name, theirs / ours, ours * 1e3, "ms", "torch reference, tiled", "12 ms, 100x")
+    step = Step(200_000, 800)
+    yield Row("Gaussians, 200k at 800x800, forward", None, seconds(step.forward) * 1e3, "ms", "", "20 ms")
+    both = seconds(step.with_adam) * 1e3
+    yield Row("Gaussians, 200k at 800x800, forward + backward + Adam", None, both, "ms", "", "45 ms")
+    step = Step(50_000, 400, *HEAVY)
+    yield Row(
+        "Gaussians, 50k of sigma 4.4 px at 400x400, whole step", None, seconds(step.whole) * 1e3, "ms", "", "25 ms"
+    )
+    small, large = Step(50_000, 800), Step(800_000, 3200)  # sixteen times the Gaussians, tiles and intersections
+    growth = seconds(large.with_adam, least=3) / seconds(small.with_adam) / 16
+    yield Row("Gaussians, time per Gaussian, 800k / 50k", None, growth, "x", "", "1x")
