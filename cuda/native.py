@@ -64,8 +64,10 @@ def isa() -> str:
     return wanted
 
 
-def has_bfloat16() -> bool:
-    """Whether bfloat16 matrix products run natively with the instruction set in use."""
+def has_bfloat16(tensor: Tensor | None = None) -> bool:
+    """Whether bfloat16 matrix products run natively: on the device of ``tensor``, or with the CPU's instruction set."""
+    if tensor is not None and on_gpu(tensor):
+        return True
     return isa() == "avx512" and "bf16" in features()
 
 

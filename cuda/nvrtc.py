@@ -27,7 +27,7 @@ from . import cubin
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parent / "include"
 CACHE_VARIABLE = "POLYFIELD_CACHE"
-WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "mlp_bf16", "radiance", "radiance_bf16"})  # CPU only
+WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "radiance", "radiance_bf16"})  # CPU only
 REMEDY = "pip install 'polyfield[cuda]', or use the CPU"
 OPTIONS: dict[str, Any] = {
     "std": "c++17",
