@@ -67,7 +67,7 @@ def isa() -> str:
 def has_bfloat16(tensor: Tensor | None = None) -> bool:
     """Whether bfloat16 matrix products run natively: on the device of ``tensor``, or with the CPU's instruction set."""
     if tensor is not None and on_gpu(tensor):
-        return True
+        return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
     return isa() == "avx512" and "bf16" in features()
 
 

@@ -15,30 +15,31 @@ namespace polyfield {
 namespace {
 
 constexpr int WARPS = 8, BLOCK_ROWS = 16 * WARPS;
-constexpr int TILE_WORDS = 128;                 // of 16 x 16 numbers of 16 bits
-constexpr int EXCHANGE_TILES = 96;              // that 48 KiB of shared memory hold
-constexpr uint32_t ONES = 0x3f803f80u;          // 1, 1 in bfloat16
+constexpr int TILE_WORDS = 128;         // of 16 x 16 numbers of 16 bits
+constexpr int EXCHANGE_TILES = 96;      // that 48 KiB of shared memory hold
+constexpr uint32_t ONES = 0x3f803f80u;  // 1, 1 in bfloat16
 
 PF_INLINE int warp_number() { return int(threadIdx.x) / 32; }
 
 // What of layer l's dW a warp owns: UNITS of 16 x 16 in all, row by row, OWN for each warp
 template <class Net, int l> struct Shares {
   static constexpr int OUT = Net::tiles(l + 1), IN = Net::tiles(l), UNITS = OUT * IN, OWN = (UNITS + WARPS - 1) / WARPS;
-  static constexpr bool ONE_ROW = IN % OWN == 0;                                           // are a warp's units in
+  static constexpr bool ONE_ROW = IN % OWN == 0;                                            // are a warp's units in
   static constexpr int TOGETHER = (OUT + IN) * WARPS <= EXCHANGE_TILES ? WARPS : WARPS / 2;  // warps whose samples fit in
 };
 
 // The sums of one warp for layers FROM to TO - 1, and where they lie in what a block writes: dW, then db, at multiples of four
 template <class Net, int FROM, int TO> struct Gradient {
+  static constexpr int own(int l) { return (Net::tiles(l) * Net::tiles(l + 1) + WARPS - 1) / WARPS; }
   static constexpr int most() {
     int units = 1;
-    for (int l = FROM; l < TO; ++l) units = Net::tiles(l) * Net::tiles(l + 1) > units ? Net::tiles(l) * Net::tiles(l + 1) : units;
-    return (units + WARPS - 1) / WARPS;
+    for (int l = FROM; l < TO; ++l) units = own(l) > units ? own(l) : units;
+    return units;
   }
   // About what a thread holds: sums, all activations, two layers' gradients
   static constexpr int registers() {
     int held = 8 * Net::widest();
-    for (int l = 0; l < Net::layers; ++l) held += 4 * Net::tiles(l) + (l >= FROM && l < TO ? 8 * ((Net::tiles(l) * Net::tiles(l + 1) + WARPS - 1) / WARPS) : 0);
+    for (int l = 0; l < Net::layers; ++l) held += 4 * Net::tiles(l) + (l >= FROM && l < TO ? 8 * own(l) : 0);
     return held;
   }
   static constexpr int exchanged() {
@@ -115,13 +116,13 @@ template <class Net, int FROM, int TO> struct Gradient {
 #pragma unroll
       for (int i = 0; i < S::OWN; ++i) {
         const int unit = warp_number() * S::OWN + i, row = unit / S::IN, tile = unit % S::IN;
-        const int column = Net::first(l, tile) + lane_number() % 4 * 4;
+        const int column = 16 * tile + lane_number() % 4 * 4;
         if (unit >= S::UNITS) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int out = 16 * row + channel_of(lane_number() / 4 + 8 * half);
           if (out >= Net::dim(l + 1)) continue;
-          store_four<Net::in_fours(l)>(of_weights + out * Net::dim(l) + column, row_of(weights[l - FROM][i], half), Net::end(l, tile) - column);
+          store_four<Net::dim(l) % 4 == 0>(of_weights + out * Net::dim(l) + column, row_of(weights[l - FROM][i], half), Net::dim(l) - column);
           if (Net::biased && tile == 0 && lane_number() % 4 == 0) of_biases[out] = biases[l - FROM][i][2 * half];
         }
       }

@@ -19,9 +19,8 @@ constexpr int ceil16(int n) { return (n + 15) / 16; }
 // and writes in one piece; what order channels have inside is nothing to a product.
 PF_INLINE constexpr int channel_of(int slot) { return slot % 8 / 2 * 4 + slot / 8 * 2 + slot % 2; }
 
-// Sizes of a network: layer l has dim(l) inputs and dim(l + 1) outputs. SPLIT: the first so many inputs are padded to sixteens of
-// their own, as where two tensors are joined; 0 = none.
-template <int LAYERS, bool BIASED, int SPLIT, int... D> struct Network {
+// Sizes of a network: layer l has dim(l) inputs and dim(l + 1) outputs.
+template <int LAYERS, bool BIASED, int... D> struct Network {
   static constexpr int layers = LAYERS;
   static constexpr bool biased = BIASED;
   static constexpr int dim(int l) {
@@ -29,13 +28,8 @@ template <int LAYERS, bool BIASED, int SPLIT, int... D> struct Network {
     return d[l];
   }
   static constexpr int biases(int l) { return BIASED ? dim(l + 1) : 0; }
-  static constexpr bool split(int l) { return SPLIT > 0 && l == 0; }
-  static constexpr int tiles(int l) { return split(l) ? ceil16(SPLIT) + ceil16(dim(l) - SPLIT) : ceil16(dim(l)); }
-  // Channels of a tile: its first, and where they end
-  static constexpr int first(int l, int tile) { return split(l) && tile >= ceil16(SPLIT) ? SPLIT + 16 * (tile - ceil16(SPLIT)) : 16 * tile; }
-  static constexpr int end(int l, int tile) { return split(l) && tile < ceil16(SPLIT) ? SPLIT : dim(l); }
-  static constexpr bool in_fours(int l) { return dim(l) % 4 == 0 && (!split(l) || SPLIT % 4 == 0); }
-  // Packed weights: first those of layer l, and all of them, in blocks of 16 x 16; then the same again, transposed
+  static constexpr int tiles(int l) { return ceil16(dim(l)); }
+  // Packed weights, in patches of 16 x 16: where layer l's begin, and all of them; after them the same again, transposed
   static constexpr int patch(int l) { return l == 0 ? 0 : patch(l - 1) + tiles(l - 1) * tiles(l); }
   static constexpr int patches = patch(LAYERS);
   static constexpr int widest() {
@@ -105,7 +99,7 @@ template <bool RELU = false> PF_INLINE void round_to(uint32_t (&to)[4], const Su
 
 // ---- products ---------------------------------------------------------------------------------------------------------
 
-// finish(m, tile, sums) for each 16 samples and 16 outputs: in (16 M samples, 16 IN) times IN x OUT packed blocks, plus bias,
+// finish(m, tile, sums) for each 16 samples and 16 outputs: in (16 M samples, 16 IN) times IN x OUT patches, plus bias,
 // of which there are BIASES.
 template <int IN, int OUT, int BIASES, int M, int W, class Finish>
 PF_INLINE void multiply(const uint32_t (&in)[M][W][4], const Patch* weights, const float* bias, Finish finish) {
@@ -148,7 +142,7 @@ template <class Net, int M, int W> PF_INLINE void hidden_layers(uint32_t (&h)[Ne
   });
 }
 
-// One lane's part of one packed block, of layer l's weights (dim(l + 1), dim(l)); transposed: as (inputs, outputs).
+// One lane's part of patch `at`, from weights (dim(l + 1), dim(l)); transposed: for the way back, which sums over outputs.
 template <class Net> PF_INLINE Patch pack_patch(const Pointers& weights, int at, bool transposed, int lane) {
   Patch packed{};
   const int g = lane / 4, t = lane % 4;
@@ -159,8 +153,8 @@ template <class Net> PF_INLINE Patch pack_patch(const Pointers& weights, int at,
     const int depth = transposed ? Net::tiles(l + 1) : Net::tiles(l), across = local / depth, along = local % depth;
     const auto weight = [&](int k, int j) {  // slot k along the sum, slot j across it
       const int out = 16 * (transposed ? along : across) + channel_of(transposed ? k : j), tile = transposed ? across : along;
-      const int in = Net::first(l, tile) + channel_of(transposed ? j : k);
-      return out < Net::dim(l + 1) && in < Net::end(l, tile) ? weights.of[l][out * Net::dim(l) + in] : 0.0f;
+      const int in = 16 * tile + channel_of(transposed ? j : k);
+      return out < Net::dim(l + 1) && in < Net::dim(l) ? weights.of[l][out * Net::dim(l) + in] : 0.0f;
     };
     for (int r = 0; r < 4; ++r) {
       const int k = r % 2 * 8 + 2 * t, j = r / 2 * 8 + g;

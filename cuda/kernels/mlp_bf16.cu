@@ -26,13 +26,13 @@
 
 namespace polyfield {
 
-using Net = Network<PF_LAYERS, PF_BIASED, 0, PF_D0, PF_D1, PF_D2, PF_D3, PF_D4, PF_D5>;
+using Net = Network<PF_LAYERS, PF_BIASED, PF_D0, PF_D1, PF_D2, PF_D3, PF_D4, PF_D5>;
 
-// weights -> blocks for the products forward, then backward: one thread per lane of a block
+// weights -> patches for the products forward, then backward: one thread per lane of a patch
 void mlp_pack(const Inline<Pointers>& weights, uint32_t* packed, Threads<> lanes) {
   for_each(lanes, [&](int64_t i) {
-    const int block = int(i / 32) % Net::patches;
-    reinterpret_cast<Patch*>(packed)[i] = pack_patch<Net>(weights.value, block, i / 32 >= Net::patches, int(i % 32));
+    const int patch = int(i / 32) % Net::patches;
+    reinterpret_cast<Patch*>(packed)[i] = pack_patch<Net>(weights.value, patch, i / 32 >= Net::patches, int(i % 32));
   });
 }
 
@@ -40,13 +40,13 @@ void mlp_pack(const Inline<Pointers>& weights, uint32_t* packed, Threads<> lanes
 void mlp_tensor(const float* inputs, const uint32_t* packed, const Inline<Pointers>& biases, float* outputs, Warps<128, 3> groups, int64_t n) {
   for_each(groups, [&](int64_t group) {
     constexpr int M = PF_ROWS / 16, LAST = Net::layers - 1;
-    const Patch* blocks = reinterpret_cast<const Patch*>(packed);
+    const Patch* patches = reinterpret_cast<const Patch*>(packed);
     uint32_t h[Net::layers][M][Net::widest()][4];
 #pragma unroll
     for (int m = 0; m < M; ++m) load_rows<PF_D0>(inputs, group * PF_ROWS + 16 * m, n, h[0][m]);
-    hidden_layers<Net>(h, blocks, biases.value);
+    hidden_layers<Net>(h, patches, biases.value);
     multiply<Net::tiles(LAST), Net::tiles(LAST + 1), Net::biases(LAST)>(
-        h[LAST], blocks + Net::patch(LAST) * 32, biases.value.of[LAST],
+        h[LAST], patches + Net::patch(LAST) * 32, biases.value.of[LAST],
         [&](int m, int tile, const Sums& sums) { store_rows<Net::dim(LAST + 1)>(outputs, group * PF_ROWS + 16 * m, n, tile, sums); });
   });
 }
