@@ -40,6 +40,17 @@ def check_mlp() -> float:
     return _error(mlp(x, [first, last]), (x @ first.T).relu() @ last.T)
 
 
+def check_mlp_bfloat16() -> float:
+    from ..cuda.mlp import mlp
+
+    # Small whole numbers, which bfloat16 holds exactly: outputs and gradients must be right to the bit.
+    shapes = ((777, 32), (64, 32), (16, 64))
+    x, first, last = ((_random(*s, seed=i) * 4 - 2).round().requires_grad_() for i, s in enumerate(shapes))
+    found, wanted = mlp(x, [first, last], bfloat16=True), (x @ first.T).relu() @ last.T
+    grads = (torch.autograd.grad(y.sum(), (x, first, last)) for y in (found, wanted))
+    return max(_error(found.detach(), wanted.detach()), *(_error(a, b) for a, b in zip(*grads, strict=True)))
+
+
 def check_hash_encode() -> float:
     from ..cuda.hash_encoding import HashLayout, hash_encode
 
@@ -97,6 +108,7 @@ def check_adam() -> float:
 CHECKS: dict[str, Callable[[], float]] = {
     "sh_basis": check_sh_basis,
     "mlp": check_mlp,
+    "mlp bfloat16": check_mlp_bfloat16,
     "hash_encode": check_hash_encode,
     "march_grid": check_marching,
     "composite": check_composite,

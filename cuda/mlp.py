@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import mlp_tensor
 from .checks import FLOATS, check_dtype, check_range, check_shape
+from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
 from .native import has_bfloat16, launch, on_gpu
 
-MAX_LAYERS = 5  # products: 4 hidden layers and the output
 SAVED_BYTES = 24 << 20
 _NONE = (None,) * MAX_LAYERS
 
@@ -35,7 +36,9 @@ def mlp(
             not. Without AVX512_BF16 the same roundings are followed by float32 products: the same numbers to float32
             accuracy on every machine, but no gain in speed.
 
-    On a GPU the layers are torch's matrix products, one after the other.
+    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes. They have no
+    products in full float32: without ``bfloat16`` the layers are torch's own, one after the other (exact, unless torch
+    is told that TF32 will do).
 
     Returns:
         (N, C_out). Differentiable (once) in inputs, weights and biases; two runs agree to the bit, whatever the number
@@ -49,46 +52,18 @@ def mlp(
     Multiplication", 2008.
     """
     _check(inputs, weights, biases, bfloat16)
-    if on_gpu(inputs):
-        return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)], bfloat16)
+    if on_gpu(inputs) and not bfloat16:
+        return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)])
     tensors = [*weights, *_NONE[len(weights) :], *(biases or ()), *_NONE[len(biases or ()) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
     return _mlp(inputs, *tensors, bfloat16, keep)[0]
 
 
-def _layer_by_layer(
-    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bfloat16: bool
-) -> Tensor:
-    operand = _RoundedOperand.apply if bfloat16 else lambda x: x
-    result = _RoundedGradient.apply if bfloat16 else lambda x: x
+def _layer_by_layer(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
     x = inputs
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = result(torch.nn.functional.linear(operand(x.relu() if index else x), operand(weight), bias))
+        x = torch.nn.functional.linear(x.relu() if index else x, weight, bias)
     return x
-
-
-class _RoundedOperand(torch.autograd.Function):
-    """To bfloat16 and back; the gradient passes as it is."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.bfloat16().to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class _RoundedGradient(torch.autograd.Function):
-    """The gradient, to bfloat16 and back; the number passes as it is."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.bfloat16().to(grad.dtype)
 
 
 def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, bfloat16: bool) -> None:
@@ -127,7 +102,10 @@ def _dims(inputs: Tensor, weights: Sequence[Tensor]) -> list[int]:
 
 
 def _saved(inputs: Tensor, weights: Sequence[Tensor], bfloat16: bool, keep: bool) -> Tensor:
-    """A buffer for the hidden layers that forward leaves for backward, rows in pairs."""
+    """What forward leaves for backward: hidden layers, rows in pairs; on a GPU the weights, as they are multiplied."""
+    if on_gpu(inputs):
+        sizes = mlp_tensor.packed_size([inputs.shape[1], *(w.shape[0] for w in weights)])
+        return inputs.new_empty(sizes, dtype=torch.int32)
     dtype = torch.bfloat16 if bfloat16 and has_bfloat16() else inputs.dtype
     rows, columns = (inputs.shape[0] + 1) // 2 * 2, 0
     for weight in reversed(weights[:-1] if keep else ()):
@@ -171,8 +149,10 @@ def _mlp(
     inputs = inputs.contiguous()
     weights = [w.contiguous() for w in (w0, w1, w2, w3, w4) if w is not None]
     biases = [b if b is None else b.contiguous() for b in (b0, b1, b2, b3, b4)]
-    outputs = inputs.new_empty(inputs.shape[0], weights[-1].shape[0])
     saved = _saved(inputs, weights, bfloat16, keep)
+    if on_gpu(inputs):
+        return mlp_tensor.forward(inputs, weights, [b for b in biases if b is not None], saved), saved
+    outputs = inputs.new_empty(inputs.shape[0], weights[-1].shape[0])
     name, dtype, rounded = _kernel("mlp", inputs, bfloat16)
     shape = (inputs.shape[0], len(weights), rounded, *_dims(inputs, weights))
     kept = saved, _first_saved(saved, inputs, weights)
@@ -203,6 +183,10 @@ def _mlp_backward(
     weights, gap = parameters[:layers], _NONE[layers:]
     biases = [*parameters[layers:], *gap] if biased else _NONE
     grads = [torch.empty_like(t) if w else None for t, w in zip((inputs, *parameters), wanted, strict=True)]
+    if on_gpu(inputs):
+        dims = _dims(inputs, weights)[: layers + 1]
+        mlp_tensor.backward(inputs, grad_outputs, saved, dims, parameters[layers:], grads[0], grads[1:])
+        return [inputs.new_empty(0) if g is None else g for g in grads]
     grad_biases = [*grads[1 + layers :], *gap] if biased else _NONE
     name, dtype, rounded = _kernel("mlp_backward", inputs, bfloat16)
     shape = (inputs.shape[0], layers, rounded, *_dims(inputs, weights))

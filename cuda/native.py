@@ -65,10 +65,10 @@ def isa() -> str:
     return wanted
 
 
-def has_bfloat16(device: torch.device = CPU) -> bool:
-    """Whether bfloat16 matrix products run natively: on a GPU, or with the instruction set in use on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+def has_bfloat16(tensor: Tensor | None = None) -> bool:
+    """Whether bfloat16 matrix products run natively: on the device of ``tensor``, or with the CPU's instruction set."""
+    if tensor is not None and on_gpu(tensor):
+        return not tensor.is_cuda or torch.cuda.get_device_capability(tensor.device) >= (8, 0)
     return isa() == "avx512" and "bf16" in features()
 
 

@@ -1,8 +1,8 @@
 """A whole hash-grid radiance field in one op: ``radiance`` and ``radiance_density``. Kernel: ``kernels/radiance.cu``.
 
-What ``hash_encode``, two ``mlp`` and the activations between them compute one by one (and do so on a GPU), tile by
-tile in cache; a fit on a CPU spends most of its time here. Networks have no biases; gradients reach the table and the
-weights.
+What ``hash_encode``, two ``mlp`` and the activations between them compute one by one (and do so on a GPU, where each
+is a kernel of its own), tile by tile in cache; a fit on a CPU spends most of its time here. Networks have no biases;
+gradients reach the table and the weights.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.mlp import mlp
+from ..cuda.native import has_bfloat16
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,19 @@ class MlpConfig:
     hidden_layers: int = 1
     """1 to 4."""
 
-    def build(self, inputs: int, outputs: int, *, bfloat16: bool = False, biases: bool = False) -> Mlp:
+    def build(self, inputs: int, outputs: int, *, bfloat16: bool | None = False, biases: bool = False) -> Mlp:
         return Mlp(inputs, outputs, self, bfloat16=bfloat16, biases=biases)
 
 
 class Mlp(nn.Module):
-    """inputs (N, C_in) -> (N, C_out)."""
+    """inputs (N, C_in) -> (N, C_out). ``bfloat16``: of its products; None = where the inputs' device has them."""
 
     def __init__(
-        self, inputs: int, outputs: int, config: MlpConfig, *, bfloat16: bool = False, biases: bool = False
+        self, inputs: int, outputs: int, config: MlpConfig, *, bfloat16: bool | None = False, biases: bool = False
     ) -> None:
         super().__init__()
         sizes = [inputs, *[config.width] * config.hidden_layers, outputs]
-        self.rounded = bfloat16  # products in bfloat16
+        self.in_bfloat16 = bfloat16
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList() if biases else None
         for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
@@ -47,4 +48,8 @@ class Mlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         biases = None if self.biases is None else list(self.biases)
-        return mlp(inputs, list(self.weights), biases, bfloat16=self.rounded)
+        return mlp(inputs, list(self.weights), biases, bfloat16=self.rounds(inputs))
+
+    def rounds(self, inputs: Tensor) -> bool:
+        """Whether products are in bfloat16."""
+        return has_bfloat16(inputs) if self.in_bfloat16 is None else self.in_bfloat16

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..cuda.native import CPU, has_bfloat16
+from ..cuda.native import CPU
 from ..cuda.radiance import MAX_LOG_DENSITY, radiance, radiance_density
 from ..cuda.sh_basis import sh_basis
 from ..geometry.types import Aabb
@@ -34,7 +34,7 @@ class RadianceGridConfig:
     sh_degree: int = 3
     """Highest spherical-harmonics band of the view direction, 0 to 4."""
     bfloat16: bool | None = None
-    """Products of the networks in bfloat16; None = where the processor, or the GPU, has it."""
+    """Products of the networks in bfloat16; None = where the device has it."""
 
     def build(self, bounds: Aabb, device: torch.device = CPU) -> RadianceGrid:
         return RadianceGrid(self, bounds, device)
@@ -45,14 +45,13 @@ class RadianceGrid(nn.Module):
 
     def __init__(self, config: RadianceGridConfig, bounds: Aabb, device: torch.device = CPU) -> None:
         super().__init__()
-        bfloat16 = has_bfloat16(device) if config.bfloat16 is None else config.bfloat16
         self.config = config
         self.encoding = config.grid.build()
         self.density_network = config.density.build(
-            self.encoding.out_channels, config.geometry_features, bfloat16=bfloat16
+            self.encoding.out_channels, config.geometry_features, bfloat16=config.bfloat16
         )
         inputs = (config.sh_degree + 1) ** 2 + config.geometry_features
-        self.color_network = config.color.build(inputs, 3, bfloat16=bfloat16)
+        self.color_network = config.color.build(inputs, 3, bfloat16=config.bfloat16)
         self.register_buffer("bounds_low", bounds.low.clone())
         self.register_buffer("bounds_high", bounds.high.clone())
         self.to(device)  # made on the CPU: the same first values everywhere
@@ -78,7 +77,7 @@ class RadianceGrid(nn.Module):
         if fit and (directions is None or unit.requires_grad or directions.requires_grad):
             return None
         encoding, density = self.encoding, list(self.density_network.weights)
-        options = dict(half=encoding.half_table, bfloat16=self.density_network.rounded)
+        options = dict(half=encoding.half_table, bfloat16=self.density_network.rounds(unit))
         if directions is None:
             return FieldOutput(radiance_density(unit, encoding.table, encoding.layout, density, **options))
         extras, color = sh_basis(directions, self.config.sh_degree), list(self.color_network.weights)

@@ -10,14 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from polyfield.cuda import nvrtc
+from polyfield.cuda import mlp_tensor, nvrtc
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 TABLE = Path(__file__).parent / "cuda_resources.json"
 FILES = sorted(path for path in nvrtc.KERNELS.glob("*.cu") if path.stem not in nvrtc.WITHOUT_TWIN)
 # What files are compiled for, where launches say it; () is what the file itself says.
 HASHES = [(("PF_DIMENSIONS", d), ("PF_FEATURES", f)) for d, f in ((2, 2), (3, 1), (3, 2), (3, 4), (3, 8))]
-VARIANTS = {"hash_encode": HASHES, "hash_gradient": HASHES}
+SIZES = [(32, 64, 16), (32, 64, 64, 3), (32, 64, 64, 64, 64, 16), (16, 16, 16), (31, 32, 32, 4), (32, 128, 128, 16)]
+MLPS = {mlp_tensor.constants(s, biased, mlp_tensor.passes(s)[0]): s for s in SIZES for biased in (False, True)}
+VARIANTS = {"hash_encode": HASHES, "hash_gradient": HASHES, "mlp_bf16": [*MLPS]}
 BUILDS = [(path, constants) for path in FILES for constants in VARIANTS.get(path.stem, [()])]
 MORE_REGISTERS = 8  # may come with another version of NVRTC
 
@@ -54,10 +56,12 @@ def test_the_record_is_of_kernels_that_exist():
 
 
 def test_no_kernel_spills():
-    """But those in float64, which only gradient checks use."""
+    """But those in float64, which only gradient checks use, and a few bytes of networks that fill the registers."""
+    large = [" ".join(str(v) for _, v in build) for build, sizes in MLPS.items() if len(sizes) == 6 or max(sizes) > 64]
     for architecture, kernels in json.loads(TABLE.read_text()).items():
         for name, r in kernels.items():
-            assert "_f64" in name or not (r["spills"] or r["stack"]), (architecture, name)
+            excused = "_f64" in name or (name.partition(" ")[2] in large and r["spills"] < 256)
+            assert excused or not (r["spills"] or r["stack"]), (architecture, name)
 
 
 def record() -> None:

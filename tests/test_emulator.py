@@ -56,6 +56,44 @@ def test_threads_that_have_returned_are_not_waited_for():
     assert torch.equal(y, x.flip(0))
 
 
+def test_matrix_fragments_lie_where_ptx_says():
+    g = torch.Generator().manual_seed(0)
+    a, b, d = (torch.randn(*shape, generator=g) for shape in ((16, 16), (16, 8), (16, 8)))
+    wanted = d.double() + a.bfloat16().double() @ b.bfloat16().double()
+    launch("matrix_product", None, a, b, d, 1)
+    torch.testing.assert_close(d.double(), wanted, atol=1e-5, rtol=1e-5)
+    for row, k, column in (
+        (3, 5, 2),
+        (12, 5, 7),
+        (3, 14, 0),
+        (9, 11, 6),
+    ):  # one product at a time
+        a, b, d = torch.zeros(16, 16), torch.zeros(16, 8), torch.zeros(16, 8)
+        a[row, k], b[k, column] = 3, 5
+        launch("matrix_product", None, a, b, d, 1)
+        assert d[row, column] == 15 and d.count_nonzero() == 1
+
+
+def test_blocks_are_transposed_as_they_are_loaded():
+    x = torch.arange(256, dtype=torch.int16)
+    y = torch.empty(128, dtype=torch.int32)
+    launch("transposed_blocks", None, x.view(torch.int32), y, 1)
+    assert torch.equal(y.view(torch.int16).view(4, 8, 8), x.view(4, 8, 8).mT)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_numbers_are_rounded_to_bfloat16_as_torch_does(relu):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    x[:8] = torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, 3e38, 1e-40, float("inf"), -float("inf")])
+    y = torch.empty(500, dtype=torch.int32)
+    launch("packed_pairs_relu" if relu else "packed_pairs", None, x, y, 500)
+    wanted = (x.relu() if relu else x).bfloat16()
+    assert torch.equal(y.view(torch.bfloat16), wanted)
+    x[8] = float("nan")
+    launch("packed_pairs_relu" if relu else "packed_pairs", None, x, y, 500)
+    assert y.view(torch.bfloat16)[8].isnan()
+
+
 def test_arguments_of_every_kind_arrive():
     y, c = torch.empty(6, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     launch("arguments", None, -5, Table([3, 0, c]), 2**40, 0.5, 1 / 3, None, y, 1)
@@ -75,6 +113,8 @@ def test_a_missing_barrier_is_found():
     found = r"(a race: .* of shared memory|shared memory that nobody has written).* \(samples.cu:\d+"
     fails(found, "reverse_without_barrier", numbers(64), torch.empty(64), 1)
     fails(found, "warp_memory_without_waiting", numbers(32), torch.empty(32), 1)
+    blocks = torch.zeros(128, dtype=torch.int32)
+    fails(found, "transposed_blocks_without_waiting", blocks, blocks.clone(), 1)
 
 
 def test_an_access_beyond_a_shared_array_is_found():

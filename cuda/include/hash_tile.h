@@ -371,10 +371,6 @@ void encode(const T* points, const H* table, const Level* levels, int level_coun
 
 #endif
 
-template <int N> struct Number {
-  static constexpr int value = N;
-};
-
 // The template arguments from numbers; in CUDA they are known, and features beyond four are done four by four.
 #if PF_CUDA
 template <class Call> PF_INLINE void dispatch(int, int, Call call) { call(Number<PF_DIMENSIONS>(), Number<PF_FEATURES < 4 ? PF_FEATURES : 4>()); }

@@ -32,13 +32,18 @@ struct Parameter { int32_t kind, size; };
 template <class A> inline constexpr Parameter parameter{std::is_pointer_v<A> ? 'p' : std::is_same_v<A, float> || std::is_same_v<A, double> ? 'f' : 'i', sizeof(A)};
 template <class A> inline constexpr Parameter parameter<const Inline<A>&>{'h', sizeof(A)};
 template <int B> inline constexpr Parameter parameter<Threads<B>>{'T', B};
-template <int B> inline constexpr Parameter parameter<Warps<B>>{'W', B};
-template <int B> inline constexpr Parameter parameter<Blocks<B>>{'B', B};
+template <int B, int R> inline constexpr Parameter parameter<Warps<B, R>>{'W', B};
+template <int B, int R> inline constexpr Parameter parameter<Blocks<B, R>>{'B', B};
+template <class A> inline constexpr int resident = 1;
+template <int B, int R> inline constexpr int resident<Warps<B, R>> = R;
+template <int B, int R> inline constexpr int resident<Blocks<B, R>> = R;
 
-template <class... A> struct Block { static constexpr int value = 0; };  // of the parameter that has one
+// Threads of a block, and blocks at a time, of the parameter that says so
+template <class... A> struct Block { static constexpr int value = 0, resident = 1; };
 template <class A, class... Rest> struct Block<A, Rest...> {
   static constexpr bool counts = parameter<A>.kind == 'T' || parameter<A>.kind == 'W' || parameter<A>.kind == 'B';
   static constexpr int value = counts ? parameter<A>.size : Block<Rest...>::value;
+  static constexpr int resident = counts ? ::polyfield::resident<A> : Block<Rest...>::resident;
 };
 
 // The arguments as a kernel receives them: one after the other, each at a multiple of eight bytes.
@@ -59,7 +64,7 @@ template <class... A, void (*F)(A...)> struct Entry<F> {
   using Packed = Arguments<A...>;
   struct Table { Parameter of[sizeof...(A)]; };
   static constexpr Table table{{parameter<A>...}};
-  static constexpr int block = Block<A...>::value;
+  static constexpr int block = Block<A...>::value, resident = Block<A...>::resident;
   static_assert(block > 0, "an entry point takes its number of items as Threads, Warps or Blocks");
   static PF_INLINE void run(const Packed& arguments) { call<F>(arguments); }
 };
@@ -69,7 +74,7 @@ template <class... A, void (*F)(A...)> struct Entry<F> {
 #if !defined(PF_KERNEL)  // tests define their own
 #define PF_KERNEL(name, E)                                                                                   \
   extern "C" __constant__ E::Table name##_parameters = E::table;                                             \
-  extern "C" __global__ void __launch_bounds__(E::block, 1) name(const __grid_constant__ E::Packed arguments) { \
+  extern "C" __global__ void __launch_bounds__(E::block, E::resident) name(const __grid_constant__ E::Packed arguments) { \
     E::run(arguments);                                                                                       \
   }
 #endif

@@ -10,27 +10,39 @@
 
 namespace polyfield {
 
-// A number of items, and who works on each: one thread, one warp or one block. BLOCK: threads of a block.
+// A number of items, and who works on each: one thread, one warp or one block. BLOCK: threads of a block. RESIDENT: blocks
+// that a multiprocessor must have registers for at a time.
 template <int BLOCK_ = 256> struct Threads {
   static constexpr char kind = 'T';
   static constexpr int BLOCK = BLOCK_;
   int64_t count;
   PF_INLINE operator int64_t() const { return count; }
 };
-template <int BLOCK_ = 128> struct Warps {
+template <int BLOCK_ = 128, int RESIDENT_ = 1> struct Warps {
   static constexpr char kind = 'W';
-  static constexpr int BLOCK = BLOCK_;
+  static constexpr int BLOCK = BLOCK_, RESIDENT = RESIDENT_;
   int64_t count;
   PF_INLINE operator int64_t() const { return count; }
 };
-template <int BLOCK_ = 128> struct Blocks {
+template <int BLOCK_ = 128, int RESIDENT_ = 1> struct Blocks {
   static constexpr char kind = 'B';
-  static constexpr int BLOCK = BLOCK_;
+  static constexpr int BLOCK = BLOCK_, RESIDENT = RESIDENT_;
   int64_t count;
   PF_INLINE operator int64_t() const { return count; }
 };
 
-PF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr PF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <int N> struct Number {
+  static constexpr int value = N;
+};
+// f(Number<i>()) for i in [BEGIN, END): a loop whose passes differ in type.
+template <int BEGIN, int END, class F> constexpr PF_INLINE void for_numbers(F f) {
+  if constexpr (BEGIN < END) {
+    f(Number<BEGIN>());
+    for_numbers<BEGIN + 1, END>(f);
+  }
+}
 
 #if PF_CUDA
 
@@ -48,11 +60,11 @@ template <int BLOCK, class F> PF_INLINE void for_each(Threads<BLOCK> n, F f) {
   if (i < n.count) f(i);
 }
 // f(i) by all threads of a warp, or of a block, together.
-template <int BLOCK, class F> PF_INLINE void for_each(Warps<BLOCK> n, F f) {
+template <int BLOCK, int RESIDENT, class F> PF_INLINE void for_each(Warps<BLOCK, RESIDENT> n, F f) {
   const int64_t i = (int64_t(blockIdx.x) * BLOCK + int(threadIdx.x)) / 32;
   if (i < n.count) f(i);
 }
-template <int BLOCK, class F> PF_INLINE void for_each(Blocks<BLOCK> n, F f) {
+template <int BLOCK, int RESIDENT, class F> PF_INLINE void for_each(Blocks<BLOCK, RESIDENT> n, F f) {
   if (int64_t(blockIdx.x) < n.count) f(int64_t(blockIdx.x));
 }
 // f(i, m): the m items from i on, which one lane holds.
@@ -90,7 +102,7 @@ template <class F> void for_each(int64_t n, int64_t chunk, F f) {
   });
 }
 template <int BLOCK, class F> void for_each(Threads<BLOCK> n, F f) { for_each(n.count, 4096, f); }
-template <int BLOCK, class F> void for_each(Warps<BLOCK> n, F f) { for_each(n.count, 64, f); }
+template <int BLOCK, int RESIDENT, class F> void for_each(Warps<BLOCK, RESIDENT> n, F f) { for_each(n.count, 64, f); }
 
 // f(i, m): the m <= LANES items from i on, which one lane holds.
 template <int BLOCK, class F> void for_lanes(Threads<BLOCK> n, F f) {

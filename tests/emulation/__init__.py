@@ -73,7 +73,7 @@ def build(kernel: Path, constants: nvrtc.Constants = ()) -> Path:
     texts = [header.read_text(), runtime.read_text()]
     objects = (
         _object(kernel.stem, kernel, flags, [*nvrtc.texts(kernel), *texts]),
-        _object("runtime", runtime, (), texts),
+        _object("runtime", runtime, ("-O2",), texts),
     )
     library = objects[0].with_suffix(".so")
     if not library.exists():

@@ -36,7 +36,7 @@ struct Thread {
 struct Meeting {
   uint32_t mask, arrived = 0, left = 0;
   const char* what;
-  uint64_t values[32] = {};
+  Brought values[32] = {};
 };
 
 // What was last done to a byte: by which thread, and when in terms of barriers of its block and its warp.
@@ -239,7 +239,7 @@ void block_barrier(const char* file, int line) {
   yield();
 }
 
-const uint64_t* meet(uint32_t mask, uint64_t value, const char* what) {
+const Brought* meet(uint32_t mask, Brought mine, const char* what) {
   const int lane = m.running & 31, warp = m.running / 32;
   void* where = __builtin_return_address(0);
   if (!(mask >> lane & 1)) fail(where, "%s: lane %d is not in its mask %08x", what, lane, mask);
@@ -258,7 +258,7 @@ const uint64_t* meet(uint32_t mask, uint64_t value, const char* what) {
   }
   if (std::strcmp(meetings[at].what, what)) fail(where, "lanes of a warp meet at %s and %s", meetings[at].what, what);
   meetings[at].arrived |= 1u << lane;
-  meetings[at].values[lane] = value;
+  meetings[at].values[lane] = mine;
   if (meetings[at].arrived == mask) {
     for (int i = 0; i < 32; ++i)
       if (mask >> i & 1) m.threads[warp * 32 + i].state = READY;
@@ -269,12 +269,36 @@ const uint64_t* meet(uint32_t mask, uint64_t value, const char* what) {
   }
   meetings[at].left |= 1u << lane;
   // Copied, for the meeting's place is reused when all have left it.
-  static uint64_t values[32];
+  static Brought values[32];
   std::copy(meetings[at].values, meetings[at].values + 32, values);
   return values;
 }
 
-void warp_barrier(uint32_t mask) { meet(mask, 0, "__syncwarp"); }
+void warp_barrier(uint32_t mask) { meet(mask, {}, "__syncwarp"); }
+
+// As PTX lays them out: g = lane / 4, t = lane % 4. a: {(g, 2t), (g, 2t+1)}, then 8 rows on, 8 columns on, both;
+// b: {(2t, g), (2t+1, g)}, then 8 rows on; d: (g, 2t), (g, 2t+1), then 8 rows on.
+void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
+  const auto pair = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
+  const Brought* lanes = meet(0xffffffffu, {pair(a[0], a[1]), pair(a[2], a[3]), pair(b0, b1)}, "mma");
+  const auto number = [](uint64_t word, int at) { return from_bits<float>((word >> 16 * at & 0xffff) << 16); };
+  const int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+    float sum = 0;  // in float32; how tensor cores round within a product is not documented
+    for (int k = 0; k < 16; ++k) {
+      const Brought &left = lanes[row % 8 * 4 + k % 8 / 2], &right = lanes[column * 4 + k % 8 / 2];
+      sum += number(k < 8 ? left.first : left.second, row / 8 * 2 + k % 2) * number(right.third, k / 8 * 2 + k % 2);
+    }
+    d[i] += sum;
+  }
+}
+
+uint16_t to_bfloat16(float x, bool relu) {
+  const uint64_t bits = to_bits(x);
+  if (x != x) return 0x7fff;
+  return relu && !(x > 0) ? 0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
 void atomic_access(void* p, int bytes) { access(p, bytes, ATOMIC, __builtin_return_address(0)); }
 

@@ -28,9 +28,17 @@ Index block_size();
 Index grid_size();
 
 void block_barrier(const char* file, int line);
+// What a lane shows the others. Most words of CUDA exchange one number.
+struct Brought {
+  uint64_t first, second, third;
+  operator uint64_t() const { return first; }
+};
 // Waits for all lanes of `mask`, and returns what each of them brought.
-const uint64_t* meet(uint32_t mask, uint64_t value, const char* what);
+const Brought* meet(uint32_t mask, Brought mine, const char* what);
 void warp_barrier(uint32_t mask);
+// d += a b, see mma.h
+void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
+uint16_t to_bfloat16(float x, bool relu);
 void atomic_access(void* p, int bytes);
 void* shared_array(const void* key, std::size_t bytes);
 
@@ -48,7 +56,7 @@ template <class T> inline T from_bits(uint64_t b) {
 inline int lane() { return int(thread_index().x) & 31; }
 // What lane `from` brought; a lane that is not in the mask has nothing defined, and gives other bits each time on a GPU.
 template <class T> inline T taken(uint32_t mask, T x, int from, const char* what) {
-  return from_bits<T>(meet(mask, to_bits(x), what)[from & 31]);
+  return from_bits<T>(meet(mask, {to_bits(x)}, what)[from & 31]);
 }
 
 #define PF_UNSEEN __attribute__((no_sanitize_thread))  // its accesses are reported by hand
@@ -79,7 +87,7 @@ template <class T> T __shfl_down_sync(uint32_t mask, T x, unsigned by) {
   return ::emulator::taken(mask, x, from > 31 ? ::emulator::lane() : from, "__shfl_down_sync");
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
-  const uint64_t* votes = ::emulator::meet(mask, vote, "__ballot_sync");
+  const ::emulator::Brought* votes = ::emulator::meet(mask, {vote}, "__ballot_sync");
   uint32_t bits = 0;
   for (int i = 0; i < 32; ++i) bits |= uint32_t(mask >> i & 1 ? votes[i] : 0) << i;
   return bits;
@@ -87,7 +95,8 @@ inline uint32_t __ballot_sync(uint32_t mask, bool vote) {
 inline bool __any_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 inline bool __all_sync(uint32_t mask, bool vote) { return __ballot_sync(mask, vote) == mask; }
 template <class T> uint32_t __match_any_sync(uint32_t mask, T x) {
-  const uint64_t mine = ::emulator::to_bits(x), *values = ::emulator::meet(mask, mine, "__match_any_sync");
+  const uint64_t mine = ::emulator::to_bits(x);
+  const ::emulator::Brought* values = ::emulator::meet(mask, {mine}, "__match_any_sync");
   uint32_t same = 0;
   for (int i = 0; i < 32; ++i) same |= uint32_t((mask >> i & 1) && values[i] == mine) << i;
   return same;
@@ -114,6 +123,28 @@ inline float __int_as_float(int32_t x) { return ::emulator::from_bits<float>(::e
 inline float __uint_as_float(uint32_t x) { return ::emulator::from_bits<float>(::emulator::to_bits(x)); }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+
+// ---- matrix fragments, see mma.h ----
+namespace polyfield {
+
+inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ::emulator::matrix_product(d, a, b0, b1); }
+
+inline void load_transposed(uint32_t (&to)[4], const uint32_t* row) {
+  const ::emulator::Brought* lanes = ::emulator::meet(0xffffffffu, {::emulator::to_bits(row)}, "ldmatrix");
+  const int g = ::emulator::lane() / 4, t = ::emulator::lane() % 4;
+  const uint16_t* rows[4][2];
+  for (int block = 0; block < 4; ++block)
+    for (int i = 0; i < 2; ++i) rows[block][i] = ::emulator::from_bits<const uint16_t*>(lanes[block * 8 + 2 * t + i]);
+  for (int block = 0; block < 4; ++block) to[block] = uint32_t(rows[block][1][g]) << 16 | rows[block][0][g];
+}
+
+inline void load_constant(uint32_t (&to)[4], const uint32_t* p) { std::memcpy(to, p, 16); }
+
+template <bool RELU = false> uint32_t pack_bfloat16(float low, float high) {
+  return uint32_t(::emulator::to_bfloat16(high, RELU)) << 16 | ::emulator::to_bfloat16(low, RELU);
+}
+
+}  // namespace polyfield
 
 // An array that the threads of a block share: PF_SHARED(float, tile, [32][33]).
 #define PF_SHARED(type, name, extent)                                         \

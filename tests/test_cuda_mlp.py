@@ -1,0 +1,78 @@
+# ruff: noqa: F401 (tests, imported to be run)
+"""The fused perceptron on tensor cores: against its reference, in the emulator or with ``--device cuda`` on a GPU.
+
+Sizes cover empty work, partial tiles, several blocks that each take several tiles, and all widths.
+"""
+
+import pytest
+import torch
+from polyfield.cuda import mlp_tensor
+from polyfield.cuda.mlp import mlp
+
+from tests.emulation import on_gpu
+from tests.reference import mlp as reference
+from tests.test_mlp import assert_near, case, results
+from tests.test_mlp import test_errors as test_errors_of_mlp
+from tests.test_mlp import test_large_values_and_nan_stay_where_they_are as test_extremes
+from tests.test_mlp import test_only_the_gradients_that_are_needed as test_wanted_gradients
+from tests.test_mlp import test_opcheck as test_opcheck_of_mlp
+
+
+@pytest.fixture(autouse=True)
+def _on_gpu(device):
+    with on_gpu(device):
+        yield
+
+
+NETS = [  # sizes, samples, biases
+    ((32, 64, 16), 0, True),
+    ((32, 64, 16), 1, True),
+    ((32, 64, 16), 1000, False),
+    ((32, 64, 64, 3), 130, True),
+    ((32, 64, 64, 64, 64, 16), 40, False),
+    ((5, 3), 129, True),
+    ((1, 16, 1), 7, False),
+    ((31, 32, 48, 17), 33, True),
+    ((7, 16, 32, 48, 128, 5), 40, True),
+    ((33, 112, 17), 50, False),
+    ((256, 80, 96, 112, 128, 128), 17, True),
+]
+
+
+def check(arguments):
+    got, expected = (results(op, *arguments, bfloat16=True) for op in (mlp, reference.mlp))
+    assert_near(got, expected, 0.01)
+    for a, b in zip(got, expected, strict=True):  # sums in another order may round to the other neighbour
+        assert float((a - b).norm()) <= 3e-3 * float(b.norm())
+
+
+@pytest.mark.parametrize("dims, n, bias", NETS, ids=str)
+def test_bfloat16_matches_its_roundings(dims, n, bias):
+    check(case(dims, n, torch.float32, bias))
+
+
+@pytest.mark.parametrize("width", range(16, 129, 16))
+def test_all_widths(width):
+    check(case((12, width, 144 - width, 4), 35, torch.float32))
+
+
+def test_gradients_in_several_passes_are_the_same(monkeypatch):
+    arguments = case((20, 64, 32, 7), 150, torch.float32)
+    together = results(mlp, *arguments, bfloat16=True)
+    monkeypatch.setattr(mlp_tensor, "_OWN_SUMS", 8)
+    assert mlp_tensor.passes((20, 64, 32, 7)) == [(2, 3), (1, 2), (0, 1)]
+    for a, b in zip(together, results(mlp, *arguments, bfloat16=True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inputs_at_odd_addresses():
+    inputs, weights, _, grad = case((8, 16, 4), 20, torch.float32, bias=False)
+    expected = results(mlp, inputs, weights, None, grad, bfloat16=True)
+    odd = torch.cat([torch.zeros(1), inputs.detach().flatten()])[1:].view(20, 8).requires_grad_()
+    for a, b in zip(expected, results(mlp, odd, weights, None, grad, bfloat16=True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_products_are_exact_without_bfloat16():
+    arguments = case((32, 64, 3), 50)
+    assert_near(results(mlp, *arguments), results(reference.mlp, *arguments), 1e-12)
