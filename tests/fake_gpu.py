@@ -25,7 +25,15 @@ from tests.emulation import kernel
 DEVICE = torch.device("meta")
 ROOT = Path(__file__).resolve().parents[1]
 aten = torch.ops.aten
-READS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount}
+READS = {
+    aten.item,
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten.is_nonzero,
+    aten.bincount,
+}
 COPIES = {aten._to_copy, aten.copy_}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
@@ -137,6 +145,8 @@ class _FromPython(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is torch.Tensor.tolist and isinstance(args[0], Far):
+            return args[0].to("cpu").tolist()
         new = function is torch.Tensor.new_tensor and isinstance(args[0], Far)
         if not new and not (function in (torch.tensor, torch.as_tensor) and kwargs.get("device") == DEVICE):
             return function(*args, **kwargs)
