@@ -53,7 +53,9 @@ class ControlConfig:
     min_opacity: float = 0.005
     growth: float = 1.05
     noise: float = 5e5
-    """Of the means' rate."""
+    """Of the means' rate, per step."""
+    noise_every: int = 5
+    """Steps that are shaken at once, by the same variance."""
 
 
 @dataclass(frozen=True)
@@ -152,5 +154,6 @@ class Config:
         if c.begin <= report.spent < c.end and job.step % c.every == 0:
             density_control.relocate(job.field, job.optimizer, job.generator, min_opacity=c.min_opacity)
             density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=c.growth)
-        rate = self.rates.means * 0.01**report.spent
-        density_control.shake(job.field, job.generator, rate * c.noise)
+        if job.step % c.noise_every == 0:
+            amount = c.noise * self.rates.means * 0.01**report.spent
+            density_control.shake(job.field, job.generator, amount * c.noise_every**0.5)
