@@ -113,6 +113,11 @@ def project_backward(
 def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
     """Which Gaussians each tile blends."""
     _, most, slots = counts.sum(0).tolist()
+    if most >= 2**31:
+        raise ValueError(
+            f"gaussians: log_scales: expected to meet fewer than 2^31 tiles of the image, got {most}; draw a smaller "
+            "image, or drop Gaussians that cover it"
+        )
     tiles, bands = -(-width // TILE) * -(-height // TILE), -(-height // (TILE * BAND))
     sizes = ((most, torch.int64), (tiles + 1, torch.int64), (slots, torch.int32), (bands + 1, torch.int64))
     lists = Sorted(*(torch.empty(n, dtype=dtype, device=rows.device) for n, dtype in sizes))

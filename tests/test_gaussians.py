@@ -218,3 +218,5 @@ def test_errors():
         render_gaussians(*gaussians, K, pose, 9, 9, features=torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"background: expected shape \(3\)"):
         rasterize_gaussians(project_gaussians(*gaussians, K, pose, 9, 9), background=torch.zeros(4))
+    with pytest.raises(ValueError, match=r"expected to meet fewer than 2\^31 tiles of the image, got 2147483648; draw"):
+        splatting.sort(torch.zeros(1, 16), torch.tensor([[1, 2**31, 1]]), 9, 9)

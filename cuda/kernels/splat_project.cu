@@ -232,6 +232,10 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
           s[0] += length[lane], s[1] += absolute[lane], s[2] += T(1), s[3] = extent > s[3] ? extent : s[3];
         }
       }
+      Mask<T> moved(false);  // hidden ones have no gradient: theirs are not touched
+      for (int k = 0; k <= DEPTH; ++k) moved = moved | (g[k] != R(T(0)));
+      if (!any(moved)) continue;
+
       // conic -> covariance: -Q G Q; opacity -> logit and, anti-aliased, covariance
       const R gb = half * g[CONIC + 1];
       const R l0 = qa * g[CONIC] + qb * gb, l1 = qa * gb + qb * g[CONIC + 2], l2 = qb * g[CONIC] + qc * gb, l3 = qb * gb + qc * g[CONIC + 2];
@@ -245,7 +249,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
         gc += gr * ((s.a - R(blur)) - ratio * s.a);
         gab += two * gr * s.b * (ratio - R(T(1)));
       }
-      if (grad_logit_opacities) add_rows<R, 1>(grad_logit_opacities + i, &go, n, seen);
+      if (grad_logit_opacities) add_rows<R, 1>(grad_logit_opacities + i, &go, n, moved);
 
       // covariance -> H -> M = R rotation diag(scale), and the Jacobian
       Seen<R> back;
@@ -273,7 +277,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
           color[c] = select(color[c] > R(T(0)), g[COLOR + c], R(T(0)));
         }
         sh_values(degree, d[0], d[1], d[2], basis);
-        if (grad_sh) add_sh(grad_sh + 3 * stored * i, stored, bases, basis, color, seen, n);
+        if (grad_sh) add_sh(grad_sh + 3 * stored * i, stored, bases, basis, color, moved, n);
         if (degree > 0) {
           rows_to_lanes(sh + 3 * stored * i, 3 * stored, 3 * bases, n, x);
           for (int k = 0; k < bases; ++k) gbasis[k] = color[0] * x[3 * k] + color[1] * x[3 * k + 1] + color[2] * x[3 * k + 2];
@@ -286,12 +290,12 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
         R gmean[3];
         for (int k = 0; k < 3; ++k)
           gmean[k] = R(view.r[k]) * gp[0] + R(view.r[3 + k]) * gp[1] + R(view.r[6 + k]) * gp[2] + (lens == ORTHOGRAPHIC ? R(T(0)) : gd[k]);
-        add_rows<R, 3>(grad_means + 3 * i, gmean, n, seen);
+        add_rows<R, 3>(grad_means + 3 * i, gmean, n, moved);
       }
       if (grad_log_scales) {
         R gs[3];
         for (int k = 0; k < 3; ++k) gs[k] = gm[k] * s.m[k] + gm[3 + k] * s.m[3 + k] + gm[6 + k] * s.m[6 + k];
-        add_rows<R, 3>(grad_log_scales + 3 * i, gs, n, seen);
+        add_rows<R, 3>(grad_log_scales + 3 * i, gs, n, moved);
       }
       if (grad_quats) {
         R f[9];  // gradient to the rotation
@@ -305,7 +309,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
                    two * (x * (f[2] + f[6]) + y * (f[5] + f[7]) + w * (f[3] - f[1]) - two * z * (f[0] + f[4]))};
         const R along = gq[0] * w + gq[1] * x + gq[2] * y + gq[3] * z;
         for (int k = 0; k < 4; ++k) gq[k] = (gq[k] - along * s.unit[k]) * s.inverse_norm;
-        add_rows<R, 4>(grad_quats + 4 * i, gq, n, seen);
+        add_rows<R, 4>(grad_quats + 4 * i, gq, n, moved);
       }
       if (grad_pose) {  // by R: through p, M and the camera's centre -R^T t; by t
         R mean[3];
@@ -318,11 +322,11 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
             R sum = gp[r] * mean[k] + gm[3 * r] * world[3 * k] + gm[3 * r + 1] * world[3 * k + 1] + gm[3 * r + 2] * world[3 * k + 2];
             if (lens == ORTHOGRAPHIC) sum += r == 2 ? gd[k] : R(T(0));
             else sum += R(view.t[r]) * gd[k];
-            to_pose[4 * r + k] += select(seen, sum, R(T(0)));
+            to_pose[4 * r + k] += select(moved, sum, R(T(0)));
           }
           R sum = gp[r];
           if (lens != ORTHOGRAPHIC) sum += R(view.r[3 * r]) * gd[0] + R(view.r[3 * r + 1]) * gd[1] + R(view.r[3 * r + 2]) * gd[2];
-          to_pose[4 * r + 3] += select(seen, sum, R(T(0)));
+          to_pose[4 * r + 3] += select(moved, sum, R(T(0)));
         }
       }
     }
