@@ -47,7 +47,7 @@ def test_unknown_public_name():
     ("arguments", "message"),
     [
         (["fry"], "polyfield: verb: expected one of doctor, evaluate, extract, fit, render, view, got 'fry'"),
-        (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, got 'npg'"),
+        (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, splat, got 'npg'"),
         (["fit"], "fit: recipe: expected one of the above, got nothing"),
         (["fit", "ngp", "/nowhere/at/all"], "/nowhere/at/all"),
         (
