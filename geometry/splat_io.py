@@ -24,10 +24,11 @@ from .gaussian_transforms import transform
 from .gaussians import Gaussians
 from .mesh_io import turn_to_y_up
 from .splat_files._checks import MAX_MEMORY, SplatError, bad
+from .splat_files._codes import morton_order
 from .transforms import rigid
 from .whole_file import write_whole_file
 
-__all__ = ["SplatError", "format_of", "load_gaussians", "save_gaussians", "suffixes"]
+__all__ = ["SplatError", "file_order", "format_of", "load_gaussians", "save_gaussians", "suffixes"]
 
 
 def load_gaussians(
@@ -85,23 +86,23 @@ def save_gaussians(path: str | os.PathLike[str], gaussians: Gaussians, *, up: st
         **options: the format's own: ``version`` (2, 3 or 4) for .spz.
 
     Raises:
-        ValueError: unknown ending, axis or option; no Gaussians; NaN, infinity or a quaternion of length zero; a degree
-            that the format does not hold (``with_degree`` cuts it off).
+        SplatError: an ending that is not known; no Gaussians; NaN, infinity or a quaternion of length zero; a degree
+            that the format does not hold (``with_degree`` cuts it off); sizes beyond its range.
         OSError: the file cannot be written; what was there stays.
     """
     path = Path(path)
     form = format_of(path, "save_gaussians")
     turn = _turn("save_gaussians", up, form)
     if len(gaussians) == 0:
-        raise ValueError(f"save_gaussians: gaussians: expected at least one, got none; nothing was written to {path}")
+        raise SplatError(f"save_gaussians: gaussians: expected at least one, got none; nothing was written to {path}")
     for what, wrong in _problems(gaussians).items():
         if bool(wrong.any()):
-            raise ValueError(
+            raise SplatError(
                 f"save_gaussians: gaussians: expected finite numbers and quaternions, got {int(wrong.sum())} with "
                 f"{what}; nothing was written to {path}"
             )
     if gaussians.degree > form.DEGREE:
-        raise ValueError(
+        raise SplatError(
             f"save_gaussians: {path}: expected at most degree {form.DEGREE}, which the format holds, got "
             f"{gaussians.degree}; cut the higher bands off with with_degree"
         )
@@ -122,6 +123,11 @@ def format_of(path: Path, op: str) -> ModuleType:
             f"{op}: {path}: expected a file ending with {', '.join(suffixes())}, got {path.name!r}; rename it"
         )
     return max(fitting, key=lambda pair: pair[0])[1]
+
+
+def file_order(form: ModuleType, gaussians: Gaussians) -> Tensor:
+    """(G,) the order in which a format (of ``format_of``) stores these Gaussians."""
+    return morton_order(gaussians.means) if form.REORDERED else torch.arange(len(gaussians))
 
 
 def suffixes() -> list[str]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import GIB, bad
+from ._checks import bad
 from ._codes import Array
 
 META = "meta.json"
 _LONGEST_META = 1 << 20
+_LARGEST_PALETTE = 1 << 20  # pixels: 65,536 entries of 15 each
 _DAMAGED = "the file is cut short or damaged: copy or export it again"
 
 
@@ -29,7 +30,6 @@ class Parts:
 
     path: Path
     archive: zipfile.ZipFile | None  # or the folder of ``path``
-    max_memory: int
 
     def meta(self) -> dict[str, Any]:
         """The content of meta.json."""
@@ -41,25 +41,26 @@ class Parts:
             raise bad(self.path, f"an object in {META}", type(found).__name__, "export it again")
         return found
 
-    def picture(self, name: str) -> Array:
-        """(H, W, 4) bytes of a picture."""
+    def picture(self, name: str, count: int = 0) -> Array:
+        """(H, W, 4) bytes of a picture that has something to say of ``count`` Gaussians."""
         from PIL import Image
 
-        content = self._content(name, self.max_memory)
+        most = _LARGEST_PALETTE + 16 * count
+        content = self._content(name, 8 * most)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is ours
                 image = Image.open(io.BytesIO(content), formats=("WEBP", "PNG"))
-                if image.width * image.height * 4 > self.max_memory:
+                if image.width * image.height > most:
                     size = f"{image.width} x {image.height}"
-                    raise bad(self.path, f"at most {self.max_memory / GIB:.3g} GiB of {name}", size, "allow more")
+                    raise bad(self.path, f"at most {most} pixels in {name}", size, "it is not what it claims to be")
                 return np.asarray(image.convert("RGBA"))
-        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise bad(self.path, f"a WebP picture {name}", error, _DAMAGED) from error
 
     def pixels(self, name: str, count: int) -> Array:
         """(count, 4) bytes: the first pixels of a picture, row by row."""
-        found = self.picture(name).reshape(-1, 4)
+        found = self.picture(name, count).reshape(-1, 4)
         if len(found) < count:
             raise bad(self.path, f"at least {count} pixels in {name}", len(found), _DAMAGED)
         return found[:count]
@@ -68,24 +69,24 @@ class Parts:
         if not isinstance(name, str) or Path(name).name != name:
             raise bad(self.path, "names of files without folders", repr(name), "export it again")
         try:
-            with self.archive.open(name) if self.archive else open(self.path.with_name(name), "rb") as file:
-                found = file.read(most + 1)
+            beside = self.path.with_name(name)
+            size = self.archive.getinfo(name).file_size if self.archive else beside.stat().st_size
+            if size > most:
+                raise bad(self.path, f"at most {most} bytes of {name}", size, "it is not what it claims to be")
+            return self.archive.read(name) if self.archive else beside.read_bytes()
         except (KeyError, OSError) as error:
             raise bad(self.path, f"a part named {name}", error, _DAMAGED) from error
-        if len(found) > most:
-            raise bad(self.path, f"at most {most} bytes of {name}", "more", "it is not what it claims to be")
-        return found
 
 
 @contextmanager
-def open_parts(path: Path, max_memory: int) -> Iterator[Parts]:
+def open_parts(path: Path) -> Iterator[Parts]:
     """Parts of a zip, or of the folder that ``path``, a meta.json, lies in."""
     if path.name == META:
-        yield Parts(path, None, max_memory)
+        yield Parts(path, None)
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            yield Parts(path, archive, max_memory)
+            yield Parts(path, archive)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise bad(path, f"a whole zip of {META} and pictures", error, _DAMAGED) from error
 

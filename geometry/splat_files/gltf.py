@@ -101,9 +101,10 @@ def write(file: IO[bytes], gaussians: Gaussians, *, text: bool = False) -> None:
 def _attributes(gaussians: Gaussians) -> dict[str, tuple[Array, int]]:
     """Name -> values (G, n), and their component type."""
     g = to_arrays(gaussians)
-    scales = np.exp(g.log_scales).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scales = np.exp(g.log_scales).astype(np.float32)
     if not np.isfinite(scales).all():
-        raise ValueError("save_gaussians: log_scales: expected at most 88 for glTF, got more; scale the scene down")
+        raise SplatError("save_gaussians: log_scales: expected at most 88 for glTF, got more; scale the scene down")
     color = np.clip(np.concatenate([g.sh[:, 0] * SH_C0 + 0.5, g.opacities[:, None]], 1), 0, 1)
     attributes: dict[str, tuple[Array, int]] = {
         "POSITION": (g.means.astype(np.float32), _FLOAT),

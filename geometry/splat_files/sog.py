@@ -48,14 +48,16 @@ _PER_ROW = 64  # entries of the palette side by side
 
 def read(path: Path, max_memory: int) -> Gaussians:
     """See ``splat_io.load_gaussians``; ``path`` is the zip, or the ``meta.json`` beside its pictures."""
-    with open_parts(path, max_memory) as parts:
+    with open_parts(path) as parts:
         meta = parts.meta()
         try:
             version = meta.get("version", 1)
+            if version not in (1, 2):
+                raise bad(path, "version 1 or 2", f"version {version}", "export it again")
             count = int(meta["count"] if version == 2 else meta["means"]["shape"][0])
             bands = meta.get("shN", {}).get("bands", DEGREE if "shN" in meta else 0)
-            if version not in (1, 2) or bands not in range(DEGREE + 1):
-                raise bad(path, "version 1 or 2, bands 0 to 3", f"version {version}, bands {bands}", "export it again")
+            if bands not in range(DEGREE + 1):
+                raise bad(path, "bands 0 to 3", f"bands {bands}", "export it again")
             check_memory(path, count, bands, max_memory)
             return _decode(parts, meta, count, version)
         except SplatError:

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from ..gaussians import Gaussians
-from ._checks import bad, check_length, check_memory, inflate, unzstd
+from ._checks import SplatError, bad, check_length, check_memory, inflate, unzstd
 from ._codes import (
     SQRT_HALF,
     Array,
@@ -78,7 +78,7 @@ def read(path: Path, max_memory: int) -> Gaussians:
 def write(file: IO[bytes], gaussians: Gaussians, *, version: int = 4) -> None:
     """See ``splat_io.save_gaussians``; ``version`` is 2, 3 or 4."""
     if version not in VERSIONS:
-        raise ValueError(f"save_gaussians: version: expected 2, 3 or 4, got {version}")
+        raise SplatError(f"save_gaussians: version: expected 2, 3 or 4, got {version}")
     g = to_arrays(gaussians)
     bits = _fractional_bits(g.means)
     fixed = np.rint(g.means * 2.0**bits).astype("<i4")
@@ -145,7 +145,7 @@ def _fractional_bits(means: Array) -> int:
     """12 as other writers; more where the scene is small (16 bits across it), fewer where 24 bits would not hold it."""
     largest = float(np.abs(means).max())
     if largest >= 2.0**23 - 1:
-        raise ValueError(
+        raise SplatError(
             f"save_gaussians: means: expected less than 2^23 for .spz, got {largest:.4g}; scale the scene down"
         )
     needed = 16 - int(np.floor(np.log2(max(largest, 2.0**-8))))
