@@ -48,5 +48,8 @@ def write(file: IO[bytes], gaussians: Gaussians) -> None:
     records["means"], records["scales"] = g.means, np.exp(g.log_scales)
     records["rgba"][:, :3] = to_bytes((0.5 + SH_C0 * g.sh[:, 0]) * 255)
     records["rgba"][:, 3] = opacity_bytes(g.opacities)
-    records["quats"] = to_bytes(g.quats * 128 + 128)
+    # Readers normalize, so what is of unit length but for rounding stays: a file's own bytes come back.
+    raw = gaussians.quats.detach().cpu().double().numpy()
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    records["quats"] = to_bytes(np.where(np.abs(lengths - 1) < 1 / 64, raw, g.quats) * 128 + 128)
     file.write(records.tobytes())
