@@ -44,6 +44,8 @@ class FirstGaussians:
     """Standard deviation as a share of the gap between neighbours."""
     grid_share: float = 0.25
     """Of a budget in seconds, what the hash-grid fit takes."""
+    grid_seconds: float = 40.0
+    """The most that it takes."""
     grid_steps: int = 1500
     """Steps of the hash-grid fit, where the budget is in steps."""
 
@@ -84,7 +86,7 @@ class FirstGaussians:
         from .recipes import ngp
 
         if budget.seconds is not None:
-            budget = Budget(seconds=budget.seconds * self.grid_share)
+            budget = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
         else:
             budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
         config = ngp.Config()
