@@ -22,8 +22,9 @@ def _help() -> str:
 def is_users(error: Exception) -> bool:
     """Whether an error is a user's mistake: ours, or one of the layers below, which know nothing of ``apps``."""
     from ..datasets.scene import SceneError
+    from ..geometry.splat_io import SplatError
 
-    return isinstance(error, (UserError, SceneError))
+    return isinstance(error, (UserError, SceneError, SplatError))
 
 
 def main(arguments: list[str] | None = None) -> int:

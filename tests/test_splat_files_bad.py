@@ -1,5 +1,6 @@
 """Files that are damaged, unusual or hostile: read where they can be, else refused by name and in little memory."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -222,7 +223,7 @@ class TestCompressedPly:
 
     def test_no_chunks(self, tmp_path, gaussians):
         save_gaussians(tmp_path / "a.compressed.ply", gaussians)
-        refused(self.rewritten(tmp_path / "a.compressed.ply", lambda e: e.pop("chunk")), "no chunks")
+        refused(self.rewritten(tmp_path / "a.compressed.ply", lambda e: e.pop("chunk")), "a chunk for each 256")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -233,6 +234,22 @@ def test_files_cut_short(tmp_path, gaussians, suffix, share):
     data = path.read_bytes()
     path.write_bytes(data[: max(int(share * len(data)) - 3, 0)])
     refused(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_random_damage(tmp_path, suffix):
+    """Bytes changed, left out and put in anywhere: Gaussians or a SplatError, and nothing else."""
+    path = tmp_path / f"a{suffix}"
+    save_gaussians(path, sample(20, degree=suffix != ".splat"))
+    data = path.read_bytes()
+    random = np.random.default_rng(7)
+    for _ in range(100):
+        damaged = bytearray(data)
+        for at in random.integers(0, random.choice([40, 400, len(data)]), random.integers(1, 4)):
+            damaged[at : at + random.integers(0, 3)] = random.bytes(random.integers(0, 3))
+        path.write_bytes(damaged)
+        with contextlib.suppress(SplatError):
+            assert bool(load_gaussians(path).means.isfinite().all())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

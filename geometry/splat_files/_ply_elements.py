@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ._checks import bad
 from ._codes import Array
 
@@ -31,6 +33,21 @@ def read_elements(path: Path) -> dict[str, Array]:
 def element_counts(path: Path) -> dict[str, int]:
     """Name of each element -> the number of rows that the header promises."""
     return {name: count for name, count, _ in _parse(path, *_header(path))[1]}
+
+
+def columns(path: Path, rows: Array, names: list[str], dtype: type = np.float32) -> Array:
+    """(rows, names) numbers from the columns of these names."""
+    missing = [n for n in names if n not in (rows.dtype.names or ())]
+    if missing:
+        remedy = "it may be a plain point cloud: fit Gaussians to the photographs instead"
+        raise bad(path, f"columns {', '.join(names)}", f"none named {', '.join(missing)}", remedy)
+    if any(rows.dtype[n].kind not in "fiu" for n in names):
+        raise bad(path, f"numbers in columns {', '.join(names)}", "lists", _AGAIN)
+    found: Array = np.empty((len(rows), len(names)), dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and found later
+        for i, name in enumerate(names):
+            found[:, i] = rows[name]
+    return found
 
 
 def _header(path: Path) -> tuple[list[list[str]], int]:

@@ -26,6 +26,7 @@ from ._codes import (
     to_arrays,
     to_gaussians,
 )
+from ._ply_elements import columns
 
 SUFFIXES = (".compressed.ply",)
 DEGREE = 3
@@ -57,36 +58,32 @@ def matches(elements: dict[str, Array]) -> bool:
 def decode(path: Path, elements: dict[str, Array], max_memory: int) -> Gaussians:
     """Gaussians of the elements ``chunk``, ``vertex`` and ``sh``."""
     rows, chunks, higher = elements["vertex"], elements.get("chunk"), elements.get("sh")
-    names = (chunks.dtype.names or ()) if chunks is not None else ()
-    wanted = [f"{end}_{name}" for end in ("min", "max") for group in _BOUNDED[:2] for name in group]
-    if chunks is None or not set(wanted) <= set(names) or any(w not in (rows.dtype.names or ()) for w in _WORDS):
-        raise bad(
-            path, f"words {', '.join(_WORDS)} and chunks of bounds", ", ".join(names) or "no chunks", "export again"
-        )
-    if len(chunks) != -(-len(rows) // _CHUNK):
-        raise bad(path, f"a chunk for each 256 of {len(rows)} Gaussians", len(chunks), "export the file again")
+    if chunks is None or len(chunks) != -(-len(rows) // _CHUNK):
+        got = "none" if chunks is None else len(chunks)
+        raise bad(path, f"a chunk for each 256 of {len(rows)} Gaussians", got, "export the file again")
     width = len(higher.dtype.names or ()) if higher is not None else 0
     if width not in _REST or (higher is not None and len(higher) != len(rows)):
         raise bad(
             path, f"0, 9, 24 or 45 columns of sh in {len(rows)} rows", f"{width} columns", "export the file again"
         )
     check_memory(path, len(rows), _REST[width], max_memory)
+    position, rotation, scale, color = columns(path, rows, list(_WORDS), np.uint32).T
     chunk = np.arange(len(rows)) // _CHUNK
-    words = [rows[w].astype(np.uint32) for w in _WORDS]
-    rgba = np.stack([words[3] >> s & 255 for s in (24, 16, 8, 0)], 1)
-    colors = rgba[:, :3] / 255
-    if "min_r" in names:
-        colors = _within(chunks, _BOUNDED[2], chunk, colors)
+    bounds = [
+        _bounds(path, chunks, group) for group in (_BOUNDED if "min_r" in (chunks.dtype.names or ()) else _BOUNDED[:2])
+    ]
+    rgba = np.stack([color >> s & 255 for s in (24, 16, 8, 0)], 1)
+    colors = _within(bounds[2], chunk, rgba[:, :3] / 255) if len(bounds) == 3 else rgba[:, :3] / 255
     sh = np.empty((len(rows), width // 3 + 1, 3), np.float32)
     sh[:, 0] = (colors - 0.5) / SH_C0
     if higher is not None:
-        rest = np.stack([higher[f"f_rest_{i}"] for i in range(width)], 1)
+        rest = columns(path, higher, [f"f_rest_{i}" for i in range(width)])
         sh[:, 1:] = _from_sh_bytes(rest).reshape(len(rows), 3, -1).transpose(0, 2, 1)
-    three = np.stack([words[1] >> s & 1023 for s in (20, 10, 0)], 1)
+    three = np.stack([rotation >> s & 1023 for s in (20, 10, 0)], 1)
     return to_gaussians(
-        _within(chunks, _BOUNDED[0], chunk, _unpack_11_10_11(words[0])),
-        from_smallest_three(words[1] >> 30, (three / 1023 - 0.5) * _SQRT_2),
-        _within(chunks, _BOUNDED[1], chunk, _unpack_11_10_11(words[2])),
+        _within(bounds[0], chunk, _unpack_11_10_11(position)),
+        from_smallest_three(rotation >> 30, (three / 1023 - 0.5) * _SQRT_2),
+        _within(bounds[1], chunk, _unpack_11_10_11(scale)),
         logit_of_bytes(rgba[:, 3]),
         sh,
     )
@@ -100,14 +97,14 @@ def write(file: IO[bytes], gaussians: Gaussians) -> None:
     count, starts = len(gaussians), np.arange(0, len(gaussians), _CHUNK)
     colors = g.sh[:, 0] * SH_C0 + 0.5
     groups = (g.means, np.clip(g.log_scales, -20, 20), colors)
-    names = [f"{end}_{n}" for group in _BOUNDED for end in ("min", "max") for n in group]
-    chunks = np.empty(len(starts), [(n, "<f4") for n in names])
-    units = []
-    for values, group in zip(groups, _BOUNDED, strict=True):
-        for end, reduce in (("min", np.minimum), ("max", np.maximum)):
-            for axis, name in enumerate(group):
-                chunks[f"{end}_{name}"] = reduce.reduceat(values[:, axis], starts)
-        units.append(_unit(chunks, group, np.arange(count) // _CHUNK, values))
+    names = [f"{end}_{name}" for group in _BOUNDED for end in ("min", "max") for name in group]
+    bounds = [(np.minimum.reduceat(v, starts), np.maximum.reduceat(v, starts)) for v in groups]
+    bounds = [(low.astype(np.float32), high.astype(np.float32)) for low, high in bounds]
+    chunks = np.empty(len(starts), [(name, "<f4") for name in names])
+    for name, values in zip(names, np.concatenate([b for pair in bounds for b in pair], 1).T, strict=True):
+        chunks[name] = values
+    chunk = np.arange(count) // _CHUNK
+    units = [_unit(pair, chunk, values) for pair, values in zip(bounds, groups, strict=True)]
     rows = np.empty(count, [(w, "<u4") for w in _WORDS])
     rows["packed_position"], rows["packed_scale"] = _pack_11_10_11(units[0]), _pack_11_10_11(units[1])
     largest, three = smallest_three(g.quats)
@@ -125,20 +122,24 @@ def write(file: IO[bytes], gaussians: Gaussians) -> None:
     plyfile.PlyData(elements, byte_order="<").write(file)
 
 
-def _bounds(chunks: Array, group: tuple[str, ...], chunk: Array) -> tuple[Array, Array]:
-    """(G, 3) each: the bounds of the chunk that a Gaussian lies in."""
-    low, high = (np.stack([chunks[f"{end}_{n}"].astype(np.float64) for n in group], 1) for end in ("min", "max"))
-    return low[chunk], high[chunk]
+Bounds = tuple[Array, Array]  # (chunks, 3) each: low and high
 
 
-def _within(chunks: Array, group: tuple[str, ...], chunk: Array, unit: Array) -> Array:
-    low, high = _bounds(chunks, group, chunk)
-    return low * (1 - unit) + high * unit
+def _bounds(path: Path, chunks: Array, group: tuple[str, ...]) -> Bounds:
+    low, high = (columns(path, chunks, [f"{end}_{name}" for name in group], np.float64) for end in ("min", "max"))
+    return low, high
 
 
-def _unit(chunks: Array, group: tuple[str, ...], chunk: Array, values: Array) -> Array:
-    low, high = _bounds(chunks, group, chunk)
-    return np.clip((values - low) / np.where(high > low, high - low, 1), 0, 1)
+def _within(bounds: Bounds, chunk: Array, unit: Array) -> Array:
+    """From [0, 1] to the bounds of the chunk that each Gaussian lies in."""
+    low, high = bounds
+    return low[chunk] * (1 - unit) + high[chunk] * unit
+
+
+def _unit(bounds: Bounds, chunk: Array, values: Array) -> Array:
+    """Inverse of ``_within``."""
+    low, high = bounds
+    return np.clip((values - low[chunk]) / np.where(high > low, high - low, 1)[chunk], 0, 1)
 
 
 def _pack_11_10_11(unit: Array) -> Array:
