@@ -25,7 +25,7 @@ def polyfield(*arguments: str) -> str:
     return done.stdout
 
 
-def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float]) -> Iterator[Row]:
+def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float], recipe: str = "ngp") -> Iterator[Row]:
     """Fit a research scene for each number of seconds in ``aims``, whose values are the PSNR aimed at."""
     root = data_root()
     if root is None:
@@ -36,7 +36,7 @@ def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float]) -> It
             run = Path(folder) / "run"
             said = polyfield(
                 "fit",
-                "ngp",
+                recipe,
                 str(root / scene),
                 "--run",
                 str(run),
@@ -49,7 +49,7 @@ def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float]) -> It
             polyfield("evaluate", str(run), "--device", "cpu")
             metrics = json.loads((run / "metrics.json").read_text())
         memory = re.search(r"peak memory ([\d.]+) GB", said)
-        name = f"fit ngp {scene} {metrics['width']}x{metrics['height']} {' '.join(options)}, {seconds} s"
+        name = f"fit {recipe} {scene} {metrics['width']}x{metrics['height']} {' '.join(options)}, {seconds} s"
         yield Row(f"{name}: PSNR", None, metrics["psnr"], "dB", f"{len(metrics['views'])} held-out views", f"{aim} dB")
         yield Row(f"{name}: SSIM", None, metrics["ssim"], "", "")
         yield Row(f"{name}: wall time", None, metrics["fit_seconds"], "s", f"{metrics['fit_steps']} steps")

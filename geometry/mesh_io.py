@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .mesh_ops import transform
 from .types import Mesh
+from .whole_file import write_whole_file
 
 ENDINGS = (".glb", ".obj", ".ply")
 
@@ -41,7 +42,7 @@ def save_mesh(mesh: Mesh, path: str | os.PathLike[str], *, up: str = "z") -> Non
     """
     path = Path(path)
     _check_ending("save_mesh", path)
-    turn = _turn("save_mesh", up)
+    turn = turn_to_y_up("save_mesh", up)
     if len(mesh.faces) == 0:
         raise ValueError(f"save_mesh: mesh: expected at least one triangle, got none; nothing was written to {path}")
     if not bool(mesh.vertices.isfinite().all()):
@@ -49,15 +50,7 @@ def save_mesh(mesh: Mesh, path: str | os.PathLike[str], *, up: str = "z") -> Non
             f"save_mesh: mesh: expected finite vertices, got NaN or infinity; nothing was written to {path}"
         )
     data = _glb(mesh, turn) if path.suffix.lower() == ".glb" else _plain(mesh, path.suffix.lower()[1:])
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole_file(path, lambda file: file.write(data))
 
 
 def load_mesh(path: str | os.PathLike[str], *, up: str = "z") -> Mesh:
@@ -76,7 +69,7 @@ def load_mesh(path: str | os.PathLike[str], *, up: str = "z") -> Mesh:
     """
     path = Path(path)
     _check_ending("load_mesh", path)
-    turn = _turn("load_mesh", up)
+    turn = turn_to_y_up("load_mesh", up)
     if not path.is_file():
         raise FileNotFoundError(f"load_mesh: {path}: expected a mesh file, got nothing there; check the path")
     import trimesh
@@ -112,7 +105,8 @@ def _check_ending(op: str, path: Path) -> None:
         )
 
 
-def _turn(op: str, up: str) -> Tensor:
+def turn_to_y_up(op: str, up: str) -> Tensor:
+    """(3, 3) from the axes of a scene where ``up`` points up to those of glTF."""
     if up not in _TO_Y_UP:
         raise ValueError(f"{op}: up: expected one of {', '.join(_TO_Y_UP)}, got {up!r}")
     return torch.tensor(_TO_Y_UP[up], dtype=torch.float32)

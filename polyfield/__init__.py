@@ -21,9 +21,11 @@ _WHERE = {
     "Scene": "datasets.scene",
     "extract_mesh": "apps.commands.extract",
     "fit_scene": "apps.api",
+    "load_gaussians": "geometry.splat_io",
     "load_mesh": "geometry.mesh_io",
     "open_run": "apps.run",
     "open_scene": "datasets.scene",
+    "save_gaussians": "geometry.splat_io",
     "save_mesh": "geometry.mesh_io",
 }
 
@@ -39,9 +41,11 @@ __all__ = [
     "__version__",
     "extract_mesh",
     "fit_scene",
+    "load_gaussians",
     "load_mesh",
     "open_run",
     "open_scene",
+    "save_gaussians",
     "save_mesh",
 ]
 
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from polyfield.datasets.scene import Scene, open_scene
     from polyfield.geometry import Aabb, Camera, Gaussians, Mesh, Pixels, Rays, Samples
     from polyfield.geometry.mesh_io import load_mesh, save_mesh
+    from polyfield.geometry.splat_io import load_gaussians, save_gaussians
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ def test_help_lists_every_verb_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("doctor", "evaluate", "extract", "fit", "render", "view"):
+    for verb in ("convert", "doctor", "evaluate", "extract", "fit", "render", "view"):
         line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [verb])
         assert len(line.split()) > 3, "a verb says what it does"
 
@@ -46,8 +46,8 @@ def test_unknown_public_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fry"], "polyfield: verb: expected one of doctor, evaluate, extract, fit, render, view, got 'fry'"),
-        (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, got 'npg'"),
+        (["fry"], "polyfield: verb: expected one of convert, doctor, evaluate, extract, fit, render, view, got 'fry'"),
+        (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, splat, splat_classic, splat_mip, got 'npg'"),
         (["fit"], "fit: recipe: expected one of the above, got nothing"),
         (["fit", "ngp", "/nowhere/at/all"], "/nowhere/at/all"),
         (
@@ -74,7 +74,7 @@ def test_mistakes_print_one_line(arguments, message, capsys, tmp_path, monkeypat
 
 
 def test_verbs_explain_themselves():
-    for verb in ("fit ngp", "evaluate", "extract", "render", "view", "doctor"):
+    for verb in ("fit ngp", "evaluate", "extract", "render", "view", "doctor", "convert"):
         done = polyfield(*verb.split(), "--help")
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout.lower()

@@ -94,7 +94,7 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
         assert len(mesh.faces) and not isinstance(mesh.colors, Far)
 
     here = build(scene, 1, devices.CPU)
-    Checkpoints(tmp_path, 1.0).restore(here)
+    here.restore(*Checkpoints(tmp_path, 1.0).load())
     assert here.step == 2
     pixels = here.renderer.render(here.field, frame.camera).pixels
     assert psnr(pixels.colors, photograph(frame, here.renderer.background, devices.CPU)) == pytest.approx(
@@ -104,24 +104,21 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
     Checkpoints(tmp_path, 1.0).save(here)
     with fake_gpu():
         back = build(scene, 2)
-        Checkpoints(tmp_path, 1.0).restore(back)
+        back.restore(*Checkpoints(tmp_path, 1.0).load())
         assert back.step == 3
         step(back)
 
 
 def test_what_asks_for_no_answer_waits_for_none(scene):
-    """Occupancy: observing and surveying never, an update for its list of cells and its threshold."""
+    """Occupancy: observing never, an update for its list of cells and its threshold."""
     with fake_gpu() as waits:
         job = build(scene)
         points, values = torch.rand(50, 3, device=DEVICE), torch.rand(50, device=DEVICE)
         grid = job.renderer.occupancy
         waits.clear()
         grid.observe(points, values)
-        reached = torch.zeros_like(grid.hidden).view(-1)
-        reached[grid.bricks(points)] = True
-        grid.hide(reached)
         assert waits == []
-        job.batches.draw(64)
+        job.batches.draw()
         assert waits == []
         generator = torch.Generator(DEVICE)
         grid.update(lambda p: p[:, 0].exp(), step=0.1, part=0.1, generator=generator)
@@ -134,10 +131,10 @@ def test_photographs_that_do_not_fit_stay_behind(scene):
     with fake_gpu(free_memory=1000), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
         job = build(scene)
-        rays, target = job.batches.draw(64)
+        rays, target, _ = job.batches.draw()
         assert job.batches.storage == devices.CPU and not isinstance(job.batches.colors, Far)
         assert all(isinstance(t, Far) for t in (rays.origins, rays.camera_indices, target.colors, target.alphas))
-    other, wanted = build(scene, device=devices.CPU).batches.draw(64)
+    other, wanted, _ = build(scene, device=devices.CPU).batches.draw()
     assert torch.equal(rays.directions.near, other.directions) and torch.equal(target.colors.near, wanted.colors)
 
 

@@ -278,7 +278,7 @@ def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path):
     first = SMALL.build(scene, 1)
     fit(first, Budget(steps=60), SMALL.after_step(), stop=lambda: first.step >= 37)
     Checkpoints(tmp_path, 1.0).save(first)
-    Checkpoints(tmp_path, 1.0).restore(second)
+    second.restore(*Checkpoints(tmp_path, 1.0).load())
     assert second.step == 37
     fit(second, Budget(steps=60), SMALL.after_step())
     a, b = parameters(straight), parameters(second)

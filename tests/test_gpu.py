@@ -73,7 +73,7 @@ def test_a_fit_learns_as_on_a_cpu_and_moves_to_one(scene, device, tmp_path):
     assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
     Checkpoints(tmp_path, 1.0).save(job)
     here = config.build(scene, device=CPU)
-    Checkpoints(tmp_path, 1.0).restore(here)
+    here.restore(*Checkpoints(tmp_path, 1.0).load())
     camera = scene.test[0].camera
     pictures = [j.renderer.render(j.field, camera).pixels.colors.to(CPU) for j in (job, here)]
     assert float((pictures[0] - pictures[1]).square().mean()) < 1e-3
@@ -86,9 +86,9 @@ def test_random_numbers_resume_to_the_bit(scene, device, tmp_path):
     fit(job, Budget(steps=100), config.after_step(), stop=lambda: job.step >= 10)
     Checkpoints(tmp_path, 1.0).save(job)
     other = config.build(scene, seed=1, device=device)
-    Checkpoints(tmp_path, 1.0).restore(other)
+    other.restore(*Checkpoints(tmp_path, 1.0).load())
     drawn = [
-        (j.batches.draw(512)[0].directions, torch.rand(9, device=device, generator=j.generator)) for j in (job, other)
+        (j.batches.draw()[0].directions, torch.rand(9, device=device, generator=j.generator)) for j in (job, other)
     ]
     for a, b in zip(*drawn, strict=True):
         assert torch.equal(a, b)

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from polyfield.fields.gaussian_init import from_points
+from polyfield.fields.gaussians import GaussianField
 from polyfield.fields.protocols import FieldOutput
-from polyfield.geometry import Pixels, Rays, Samples
+from polyfield.geometry import Aabb, Pixels, Rays, Samples
 from polyfield.renderers import losses
 from polyfield.renderers.losses.opacity import binary_entropy
 from polyfield.renderers.losses.photometric import photometric
+from polyfield.renderers.losses.ssim import SsimL1
 from polyfield.renderers.protocols import Render, Step
 
 R, S = 6, 24
@@ -43,18 +46,39 @@ def step():
     return Step(0, None, rays, render, target), weights
 
 
+def image_step():
+    """The same pixels as an image."""
+    made, weights = step()
+    image = lambda pixels: Pixels(pixels.colors.view(2, 3, 3), pixels.alphas.view(2, 3))  # noqa: E731
+    render = Render(image(made.render.pixels), torch.tensor([0.2, 0.4, 0.6]))
+    return replace(made, render=render, target=image(made.target)), weights
+
+
+def primitives_step():
+    """Of a field of Gaussians."""
+    field = GaussianField(from_points(torch.eye(3), torch.eye(3)), Aabb.cube())
+    made, _ = step()
+    return replace(made, field=field), list(field.parameters())
+
+
+STEPS = {"SsimL1": image_step, "MeanOpacity": primitives_step, "MeanScale": primitives_step}
+BY_RAYS = [loss for loss in all_losses() if loss.__name__ not in STEPS]
+
+
 @pytest.mark.parametrize("loss", list(all_losses()), ids=lambda c: c.__name__)
 def test_contract(loss):
     assert loss.__doc__
     assert next(f.name for f in dataclass_fields(loss)) == "weight"
-    made, parameter = step()
+    made, parameters = STEPS.get(loss.__name__, step)()
     one, two = loss(weight=1.0)(made), loss(weight=2.5)(made)
     assert one.shape == ()
     assert one.isfinite()
     torch.testing.assert_close(two, 2.5 * one)
-    (gradient,) = torch.autograd.grad(one, parameter)
-    assert gradient.isfinite().all()
-    assert gradient.abs().max() > 0
+    gradients = [g for g in torch.autograd.grad(one, parameters, allow_unused=True) if g is not None]
+    assert gradients
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() > 0
 
 
 def test_squared_error_and_masks():
@@ -78,7 +102,17 @@ def test_targets_with_alpha_lie_over_the_same_background():
     torch.testing.assert_close(made.target_colors, wanted)
 
 
-@pytest.mark.parametrize("loss", list(all_losses()), ids=lambda c: c.__name__)
+def test_masked_pixels_of_an_image_touch_no_loss():
+    made, weights = image_step()
+    masks = torch.tensor([[True, False, True], [True, False, False]])
+    loss = SsimL1()(replace(made, target=replace(made.target, masks=masks)))
+    (gradient,) = torch.autograd.grad(loss, weights)
+    counts = masks.view(-1).repeat_interleave(S // R)
+    assert (gradient[~counts] == 0).all()
+    assert (gradient[counts] != 0).any()
+
+
+@pytest.mark.parametrize("loss", BY_RAYS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("has_alpha", [True, False])
 def test_masked_pixels_touch_no_loss(loss, has_alpha):
     """A loss under a mask is the loss of the rays that count alone, and has no gradient elsewhere."""

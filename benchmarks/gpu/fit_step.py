@@ -32,5 +32,5 @@ def run(device: str) -> Iterator[Row]:
         fit(job, Budget(steps=10**9), [*config.after_step(), note], stop=lambda until=until: job.step >= until)
         torch.cuda.synchronize()
         groups.append((time.perf_counter() - start) / 16)
-    name = f"fit step, {scene.name}, {job.rays_per_step} rays, {statistics.mean(samples) / 1e3:.0f}k samples"
+    name = f"fit step, {scene.name}, {job.batches.rays} rays, {statistics.mean(samples) / 1e3:.0f}k samples"
     yield Row(name, None, statistics.median(groups) * 1e3, "ms", "by the clock, occupancy update included", "4 ms")
