@@ -26,7 +26,7 @@ def edit(field: GaussianField, optimizer: Adam, keep: Tensor, added: Gaussians |
     """Keep rows ``keep`` (indices or mask) of every parameter and its moments; append ``added``, with moments 0."""
     for name in NAMES:
         old, extra = getattr(field, name), None if added is None else getattr(added, name)
-        new = nn.Parameter(_joined(old.data[keep], extra))
+        new = nn.Parameter(_joined(old[keep], extra))
         none = None if extra is None else torch.zeros_like(extra)
 
         def moved(rows: Tensor, none: Tensor | None = none) -> Tensor:
@@ -75,7 +75,8 @@ def relocate(field: GaussianField, optimizer: Adam, generator: torch.Generator, 
     _share(field, to)
     source = dead.nonzero()[:, 0]
     for name in NAMES:
-        getattr(field, name).data[source] = getattr(field, name).data[to]
+        parameter = getattr(field, name)
+        parameter[source] = parameter[to]
     _forget(field, optimizer, torch.cat([to, source]))
     return moved
 
@@ -89,7 +90,7 @@ def grow(field: GaussianField, optimizer: Adam, generator: torch.Generator, *, m
     drawn = torch.multinomial(field.gaussians().opacities, added, replacement=True, generator=generator)
     _share(field, drawn)
     _forget(field, optimizer, drawn)
-    new = Gaussians(*(getattr(field, name).data[drawn] for name in NAMES))
+    new = Gaussians(*(getattr(field, name)[drawn] for name in NAMES))
     edit(field, optimizer, torch.arange(len(field), device=drawn.device), new)
     return added
 
@@ -99,8 +100,8 @@ def _share(field: GaussianField, drawn: Tensor) -> None:
     rows, counts = drawn.unique(return_counts=True)
     g = field.gaussians()
     opacities, scales = copies(g.opacities[rows], g.scales[rows], counts + 1)
-    field.logit_opacities.data[rows] = torch.logit(opacities.clamp(0.005, 1 - 1e-6))
-    field.log_scales.data[rows] = scales.clamp(min=1e-12).log()
+    field.logit_opacities[rows] = torch.logit(opacities.clamp(0.005, 1 - 1e-6))
+    field.log_scales[rows] = scales.clamp(min=1e-12).log()
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def shake(field: GaussianField, generator: torch.Generator, amount: float) -> No
     axes = rotations(field.quats[faint]) * field.log_scales[faint].exp()[:, None]
     noise = torch.randn(len(faint), 3, 1, generator=generator, device=generator.device).to(axes)
     moved = (axes @ (axes.transpose(1, 2) @ noise))[..., 0]
-    field.means.data[faint] += amount * torch.sigmoid(-100 * (opacities - 0.005))[:, None] * moved
+    field.means[faint] += amount * torch.sigmoid(-100 * (opacities - 0.005))[:, None] * moved
 
 
 @torch.no_grad()
@@ -154,8 +155,8 @@ def densify(
     noise = torch.randn(2, len(split), 3, 1, generator=generator, device=generator.device).to(axes)
     new.means[splits] += (axes @ noise[0])[..., 0]
     new.log_scales[splits] -= math.log(1.6)
-    field.means.data[split] += (axes @ noise[1])[..., 0]
-    field.log_scales.data[split] -= math.log(1.6)
+    field.means[split] += (axes @ noise[1])[..., 0]
+    field.log_scales[split] -= math.log(1.6)
     _forget(field, optimizer, split)
     edit(field, optimizer, torch.arange(len(field), device=chosen.device), new)
     return len(chosen)
@@ -174,7 +175,7 @@ def prune(field: GaussianField, optimizer: Adam, *, min_opacity: float = 0.005, 
 @torch.no_grad()
 def reset_opacities(field: GaussianField, optimizer: Adam, opacity: float = 0.01) -> None:
     """Make nothing more opaque than ``opacity``: what is needed comes back, the rest can be pruned."""
-    field.logit_opacities.data.clamp_(max=math.log(opacity / (1 - opacity)))
+    field.logit_opacities.clamp_(max=math.log(opacity / (1 - opacity)))
     state = optimizer.state.get(field.logit_opacities, {})
     for key in ("exp_avg", "exp_avg_sq"):
         if key in state:

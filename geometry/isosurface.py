@@ -55,7 +55,7 @@ def isosurface(
             say); nothing else is looked at, unless the surface leads there. By default everywhere.
         margin: a block is dropped when the level lies further outside the values of its 27 coarse samples than this
             share of their range. 0.5 is safe for distances; details thinner than half a block of other functions may
-            need more, or ``occupied`` and 2 or more.
+            need more, or ``occupied`` and 2 or more; inf = there is no coarse look, ``occupied`` alone decides.
         gradient_normals: normals from the function's central differences (6 evaluations per vertex), else from faces.
         chunk: points per call.
         max_bytes: cap on the memory of the blocks that hold the surface.
@@ -97,6 +97,14 @@ def isosurface(
     return replace(mesh, normals=normals)
 
 
+def block_lattice(bounds: Aabb, resolution: int) -> tuple[int, list[int]]:
+    """Cells along the edge of a block, and how many blocks there are along each axis of the bounds."""
+    n = 8 if resolution <= 1024 else 16
+    extent = bounds.extent.double()
+    cell = float(extent.max()) / resolution
+    return n, [max(1, math.ceil(e / (n * cell) - 1e-6)) for e in extent.tolist()]
+
+
 def _region(blocks: Tensor, region: tuple[slice, ...]) -> Any:
     """The index of the same part of some blocks."""
     return (blocks, *region)
@@ -107,13 +115,11 @@ class _Blocks:
 
     def __init__(self, function: Function, bounds: Aabb, resolution: int, level: float, *, chunk: int, max_bytes: int):
         self.function, self.level, self.chunk, self.max_bytes = function, level, chunk, max_bytes
-        self.n = n = 8 if resolution <= 1024 else 16
+        self.n, self.shape = n, _ = block_lattice(bounds, resolution)
         self.device = bounds.low.device
-        extent = bounds.extent.double().cpu()
-        cell = float(extent.max()) / resolution
-        self.shape = [max(1, math.ceil(e / (n * cell) - 1e-6)) for e in extent.tolist()]
         self.low = bounds.low
-        self.spacing = (extent / (n * torch.tensor(self.shape, device="cpu"))).to(bounds.low)
+        size = bounds.extent.double().cpu() / torch.tensor(self.shape, device="cpu")
+        self.spacing = (size / n).to(bounds.low)
         self.least, self.most, self.is_open = math.inf, -math.inf, False
         self.count = 0
         self.last = torch.tensor(self.shape, device=self.device) - 1  # block along each axis
@@ -169,6 +175,8 @@ class _Blocks:
                 index = torch.arange(begin, min(begin + self.chunk, flat.numel()), device=self.device)
                 centers = self.to_world((self.unravel(index, self.shape) + 0.5) * self.n)
                 flat[index] = occupied(centers, half)
+        if margin == math.inf:
+            return mask
         coarse_shape = [2 * b + 1 for b in self.shape]
         needed = torch.zeros(coarse_shape, dtype=torch.bool, device=self.device)
         for window in self.windows():

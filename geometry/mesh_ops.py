@@ -6,6 +6,8 @@ uses any more.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -54,6 +56,20 @@ def keep_faces(mesh: Mesh, keep: Tensor) -> Mesh:
     number = used.cumsum(0) - 1
     pick = lambda t: None if t is None else t[used]  # noqa: E731
     return Mesh(mesh.vertices[used], number[faces], pick(mesh.normals), pick(mesh.colors))
+
+
+def joined(meshes: Sequence[Mesh]) -> Mesh:
+    """One mesh of at least one; it has the normals and colours that all of them have."""
+    if len(meshes) == 1:
+        return meshes[0]
+    shifts = itertools.accumulate((len(mesh.vertices) for mesh in meshes[:-1]), initial=0)
+
+    def all_of(name: str) -> Tensor | None:
+        found = [getattr(mesh, name) for mesh in meshes]
+        return None if any(t is None for t in found) else torch.cat(found)
+
+    faces = torch.cat([mesh.faces + shift for mesh, shift in zip(meshes, shifts, strict=True)])
+    return Mesh(torch.cat([mesh.vertices for mesh in meshes]), faces, all_of("normals"), all_of("colors"))
 
 
 def crop(mesh: Mesh, box: Aabb) -> Mesh:

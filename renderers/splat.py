@@ -48,10 +48,13 @@ class SplatRenderer(nn.Module):
         """Where it works."""
         return self.background.device
 
-    def render(self, field: Primitives, view: Camera | Rays, *, normals: bool = False) -> Render:
+    def render(
+        self, field: Primitives, view: Camera | Rays, *, normals: bool = False, median_depths: bool = False
+    ) -> Render:
         """The whole image (H, W) of a Camera, with gradients while fitting.
 
-        Depths are expected depths along the ray; normals those of the flattest axis, towards the camera. Raises
+        Depths, when not fitting, are along the ray: expected ones or, on request, those of the Gaussian at which half
+        of the light is gone (0 where that never happens). Normals are the flattest axes, towards the camera. Raises
         ValueError for Rays, and for a lens that a Gaussian's image is not computed for.
         """
         if not isinstance(view, Camera):
@@ -62,11 +65,11 @@ class SplatRenderer(nn.Module):
                 f"SplatRenderer: view: expected no distortion, got a lens {view.model.value}; use undistorted(frame)"
             )
         if self.training:
-            return self._render(field, view, lens, normals)
+            return self._render(field, view, lens, normals, median_depths)
         with torch.no_grad():
-            return self._render(field, view, lens, normals)
+            return self._render(field, view, lens, normals, median_depths)
 
-    def _render(self, field: Primitives, camera: Camera, lens: Lens, normals: bool) -> Render:
+    def _render(self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool) -> Render:
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
@@ -81,7 +84,8 @@ class SplatRenderer(nn.Module):
             camera.height,
             features=_normals(g.quats, g.log_scales, g.means, camera) if normals else None,
             background=background,
-            depths=not fit,
+            depths=not (fit or median_depths),
+            median_depths=not fit and median_depths,
             degree=self.degree if fit else None,
             near=self.config.near,
             blur=self.config.blur,
@@ -90,11 +94,11 @@ class SplatRenderer(nn.Module):
             grad_buffers=buffers if len(buffers) == len(parameters) else None,
             statistics=self.statistics if fit else None,
         )
-        depths = None
+        depths = drawn.median_depths
         if drawn.z_depths is not None:
             depths = drawn.z_depths / drawn.alphas.clamp(min=1e-6)
-            if lens is Lens.PINHOLE:
-                depths = depths * _lengthening(camera)
+        if depths is not None and lens is Lens.PINHOLE:
+            depths = depths * lengthening(camera)
         directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
         return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
 
@@ -104,7 +108,7 @@ class SplatRenderer(nn.Module):
         return torch.rand(3, generator=self.generator, device=self.generator.device).to(self.device)
 
 
-def _lengthening(camera: Camera) -> Tensor:
+def lengthening(camera: Camera) -> Tensor:
     """(H, W) distance along the ray per depth along the axis."""
     fx, fy, cx, cy = camera.K[0, 0], camera.K[1, 1], camera.K[0, 2], camera.K[1, 2]
     x = (torch.arange(camera.width, device=camera.K.device) + 0.5 - cx) / fx

@@ -1,9 +1,14 @@
-"""Extract a mesh from a run: the density's level set, with vertex colours, in the scene's own units."""
+"""Extract a mesh from a run, with vertex colours, in the scene's own units.
+
+Fields of density: their level set. Gaussians: the depths of all training views, rendered and fused, since their density
+is not smooth; or the level set of the mixture's density.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +20,15 @@ from ..parse import parse
 MESH_ENDINGS = (".glb", ".obj", ".ply")
 
 
+class Method(Enum):
+    """Where a surface is taken to be."""
+
+    TSDF = "tsdf"
+    """Where the rendered depths of the training views say, on average."""
+    OPACITY = "opacity"
+    """Where the density has a level."""
+
+
 def main(arguments: list[str]) -> None:
     parse(run, "extract", arguments)
 
@@ -22,9 +36,11 @@ def main(arguments: list[str]) -> None:
 def run(
     run: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
+    method: Method | None = None,
     resolution: int = 256,
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
+    cascades: int = 1,
     components: int = 1,
     target_faces: int | None = None,
     device: str = "auto",
@@ -34,9 +50,11 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made.
         output: the mesh file; by default RUN/mesh.glb.
+        method: tsdf fuses rendered depths, opacity is the density's level set; by default tsdf for Gaussians only.
         resolution: cells along the longest edge of the box that is searched.
         level: density per scene unit at the surface; by default half opaque within two cells.
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
+        cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all.
         target_faces: decimate to about this many triangles.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
@@ -54,7 +72,14 @@ def run(
     with warnings.catch_warnings(), enough_memory("extract", opened.device, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         mesh = extract_mesh(
-            opened, resolution=resolution, level=level, crop=crop, components=components, target_faces=target_faces
+            opened,
+            method=method,
+            resolution=resolution,
+            level=level,
+            crop=crop,
+            cascades=cascades,
+            components=components,
+            target_faces=target_faces,
         )
     try:
         save_mesh(mesh, output)
@@ -68,9 +93,11 @@ def run(
 def extract_mesh(
     run: Any,
     *,
+    method: Method | None = None,
     resolution: int = 256,
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
+    cascades: int = 1,
     components: int = 1,
     target_faces: int | None = None,
 ) -> Any:
@@ -78,40 +105,28 @@ def extract_mesh(
 
     Raises UserError for options that make no sense, and where there is no surface.
     """
-    import math
-
-    import torch
-
-    from ...geometry.isosurface import OpenSurfaceWarning, isosurface
-    from ...geometry.mesh_ops import largest_components, simplify, transform, with_colors
+    from ...fields.protocols import Primitives
+    from ...geometry.mesh_ops import largest_components, simplify, transform
     from ..devices import CPU
 
     for name, value, least in (
         ("resolution", resolution, 8),
+        ("cascades", cascades, 1),
         ("components", components, 0),
         ("target-faces", target_faces, 4),
     ):
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
+    method = method or (Method.TSDF if isinstance(run.field, Primitives) else Method.OPACITY)
+    if method is Method.TSDF and level is not None:
+        raise UserError("extract: --level: expected --method opacity as well, got tsdf, which has no level; drop one")
     to_world = run.asked.facts.matrix
-    occupancy = run.renderer.occupancy
-    bounds = _bounds(crop, to_world, occupancy.half_extent * 2 ** (occupancy.cascades - 1))
-    cell = float(bounds.extent.max()) / resolution
-    level = math.log(2) / (2 * cell) if level is None else level
-
-    @torch.no_grad()
-    def density(points):
-        """Zero in empty space, where nothing has taught the field, and it need not be asked."""
-        filled = occupancy.occupied(points).nonzero()[:, 0]
-        values = points.new_zeros(len(points))
-        values[filled] = run.field.query(points[filled]).values
-        return values
-
+    bounds = _bounds(crop, to_world, float(run.field.bounds.high.max())).to(run.device)
     try:
-        with warnings.catch_warnings():
-            if crop is not None:  # a surface that a crop cuts open is what was asked for
-                warnings.simplefilter("ignore", OpenSurfaceWarning)
-            mesh = isosurface(density, bounds.to(run.device), resolution, level, inside_is_above=True).to(CPU)
+        if method is Method.TSDF:
+            mesh = fused_views(run, bounds, resolution, cascades).to(CPU)
+        else:
+            mesh = level_set(run, bounds, resolution, level, cut=crop is not None).to(CPU)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
     if crop is not None:
@@ -120,11 +135,71 @@ def extract_mesh(
         mesh = largest_components(mesh, components)
     if target_faces is not None:
         mesh = simplify(mesh, target_faces)
+    if mesh.colors is None:
+        mesh = _colored(run, mesh)
+    return transform(mesh, to_world)
+
+
+def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> Any:
+    """The surface that the depths of the training views show, once rendered; with their colours, scene frame."""
+    from functools import partial
+
+    from ...geometry.depth_fusion import fuse_depths
+    from ...renderers.splat import SplatRenderer
+
+    cameras = [frame.camera for frame in run.scene().train]
+    draw = run.renderer.render
+    if isinstance(run.renderer, SplatRenderer):
+        draw = partial(draw, median_depths=True)
+    views = (draw(run.field, camera).pixels for camera in cameras)
+    return fuse_depths(cameras, views, bounds, float(bounds.extent.max()) / resolution, cascades=cascades)
+
+
+def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cut: bool = False) -> Any:
+    """The level set of the density, scene frame; looked for where the occupancy grid or Gaussians say that it may be."""
+    import math
+
+    import torch
+
+    from ...fields.protocols import Primitives
+    from ...geometry.depth_fusion import blocks_with
+    from ...geometry.isosurface import OpenSurfaceWarning, isosurface
+
+    cell = float(bounds.extent.max()) / resolution
+    level = math.log(2) / (2 * cell) if level is None else level
+    occupancy = getattr(run.renderer, "occupancy", None)  # of ray marchers
+    options: dict[str, Any] = {}
+    if isinstance(run.field, Primitives):
+        occupied = blocks_with([run.field.gaussians().means.detach()], bounds, resolution)
+        options = {} if occupied is None else dict(occupied=occupied, margin=math.inf)
+
+    @torch.no_grad()
+    def density(points):
+        """Zero in empty space, where nothing has taught the field, and it need not be asked."""
+        if occupancy is None:
+            return run.field.query(points).values
+        filled = occupancy.occupied(points).nonzero()[:, 0]
+        values = points.new_zeros(len(points))
+        values[filled] = run.field.query(points[filled]).values
+        return values
+
+    with warnings.catch_warnings():
+        if cut:  # a surface that a crop cuts open is what was asked for
+            warnings.simplefilter("ignore", OpenSurfaceWarning)
+        return isosurface(density, bounds, resolution, level, inside_is_above=True, **options)
+
+
+def _colored(run: Any, mesh: Any) -> Any:
+    """A mesh in the scene's frame with the field's colours, seen along the normals."""
+    import torch
+
+    from ...geometry.mesh_ops import with_colors
+    from ..devices import CPU
+
     with torch.no_grad():
         directions = -mesh.normals if mesh.normals is not None else torch.zeros_like(mesh.vertices)
         colors = run.field.query(mesh.vertices.to(run.device), directions.to(run.device)).colors
-        mesh = with_colors(mesh, colors.to(CPU))
-    return transform(mesh, to_world)
+    return with_colors(mesh, colors.to(CPU))
 
 
 def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
