@@ -1,7 +1,7 @@
 """Gaussians that look alike at every distance and size: Mip-Splatting's two filters (Yu et al. 2024) on ``splat``.
 
-In the image, opacities shrink as the blur widens an ellipse (``antialias``). In space, no Gaussian stays smaller than what
-the photograph that sees it best could show: scales are held above that, where the paper convolves with it.
+In the image, opacities shrink as the blur widens an ellipse (``antialias``). In space, no Gaussian stays smaller than
+what the photograph that sees it best could show: scales are held above that, where the paper convolves with it.
 """
 
 from __future__ import annotations
