@@ -25,7 +25,8 @@ def read_elements(path: Path) -> dict[str, Array]:
 
     _check_header(path)
     try:
-        return {element.name: element.data for element in plyfile.PlyData.read(str(path)).elements}
+        with np.errstate(over="ignore"):  # text that float32 cannot hold
+            return {element.name: element.data for element in plyfile.PlyData.read(str(path)).elements}
     except (plyfile.PlyParseError, ValueError, OverflowError, MemoryError) as error:
         raise bad(path, "a whole PLY file", error, "it is cut short or damaged: copy or export it again") from error
 
