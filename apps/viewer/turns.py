@@ -76,9 +76,13 @@ class Turns:
     @contextmanager
     def viewer(self, share: float = SHARE_AT_REST) -> Iterator[None]:
         """Hold the turn for a few hundredths of a second of painting; waits until it is due."""
+
+        def free() -> bool:
+            self._share = share  # again: another viewer's turn may have ended this one's claim
+            return self._owner is Owner.NOBODY and (not self.fitting or self._due())
+
         with self._condition:
-            self._share = share
-            self._condition.wait_for(lambda: self._owner is Owner.NOBODY and (not self.fitting or self._due()))
+            self._condition.wait_for(free)
             self._share, self._owner, self._since = None, Owner.VIEWER, time.perf_counter()
         try:
             yield
