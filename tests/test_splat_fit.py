@@ -171,9 +171,9 @@ def test_points_of_the_scene(scene):
     assert len(gaussians) == 200 and seconds == 0
     assert (gaussians.means[:, None] == points).all(-1).any(1).all()
     assert len(FirstGaussians(count=900).draw(given, 0, 0, cpu, budget)[0]) == 300
-    with pytest.raises(UserError, match="--first.source points: expected a scene with points, demo has none"):
+    with pytest.raises(UserError, match=r"--first\.source points: expected a scene with points, demo has none"):
         FirstGaussians(source=Source.POINTS).draw(scene, 0, 0, cpu, budget)
-    with pytest.raises(UserError, match="--first.source mesh: expected a scene with a mesh, demo has none"):
+    with pytest.raises(UserError, match=r"--first\.source mesh: expected a scene with a mesh, demo has none"):
         FirstGaussians(source=Source.MESH).draw(replace(scene, mesh=None), 0, 0, cpu, budget)
 
 
