@@ -1,9 +1,10 @@
 """Which Gaussians reach a point: lists per cell, of all Gaussians whose box of 3 standard deviations meets the cell.
 
 Space is cut into n^3 cells at quantiles of the means along each axis, so that cells are small where Gaussians are many,
-whatever the scene's extent; the first and last ones reach to infinity. n is the largest of ``SIDES`` for which lists
-have, as have cells, at most ``ENTRIES`` per Gaussian. A query expands points times the lists of their cells, a bounded number of
-pairs at a time, and keeps those within 3 standard deviations: what it finds does not depend on the cells.
+whatever the scene's extent; the first and last ones reach to infinity. n is the largest of ``SIDES`` for which there
+are at most ``ENTRIES`` cells, and as many entries of their lists, per Gaussian. A query expands points times the lists
+of their cells, a bounded number of pairs at a time, and keeps those within 3 standard deviations: what it finds does
+not depend on the cells.
 """
 
 from __future__ import annotations

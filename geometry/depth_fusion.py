@@ -83,7 +83,7 @@ def fuse_depths(
 
 
 def blocks_with(points: Iterable[Tensor], bounds: Aabb, resolution: int) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """``occupied`` of an ``isosurface`` of the same bounds and resolution: the blocks that hold any of the points (N, 3).
+    """``occupied`` of an ``isosurface`` of the same bounds and resolution: blocks that hold any of the points (N, 3).
 
     None if there is no point inside the bounds.
     """

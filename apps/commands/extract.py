@@ -156,7 +156,7 @@ def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> An
 
 
 def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cut: bool = False) -> Any:
-    """The level set of the density, scene frame; looked for where the occupancy grid or Gaussians say that it may be."""
+    """The level set of the density, scene frame; looked for where the occupancy grid or the Gaussians' means are."""
     import math
 
     import torch

@@ -38,7 +38,7 @@ class Config(splat.Config):
         assert isinstance(job.field, GaussianField)
         finest = footprints(job.field.means.detach(), job.batches.cameras) * self.smallest  # type: ignore[attr-defined]
         with torch.no_grad():
-            job.field.log_scales.data = torch.maximum(job.field.log_scales.data, finest.log()[:, None])
+            job.field.log_scales.clamp_(min=finest.log()[:, None])
 
 
 def footprints(means: torch.Tensor, cameras: list) -> torch.Tensor:

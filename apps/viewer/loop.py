@@ -21,6 +21,7 @@ from ...geometry.cameras import Camera
 from ..commands.render import Channel
 from .pace import LADDER, Pace, reduced, sharper
 from .painting import Painting, Stage
+from .splat_painting import Selection, SplatPainting, draws_images
 from .turns import SHARE_AT_REST, SHARE_MOVING, Turns
 
 LIVE_SECONDS = 2.0  # between pictures of a resting camera while the field is being fitted
@@ -33,6 +34,14 @@ class Look:
     camera: Camera
     channel: Channel = Channel.COLOR
     box: Aabb | None = None
+    splats: Selection = Selection()  # of Gaussians, if the field has them
+
+    def painting(self, stage: Stage, size: tuple[int, int]) -> Painting | SplatPainting:
+        """Its picture, to be painted, at a size in pixels."""
+        camera, normals = self.camera.resized(*size), self.channel is Channel.NORMAL
+        if draws_images(stage):
+            return SplatPainting(stage, camera, normals=normals, box=self.box, selection=self.splats)
+        return Painting(stage, camera, normals=normals, box=self.box)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Window:
         self.deliver, self.failed, self.once = deliver, failed, once
         self.look: Look | None = None
         self.version = 0
-        self.painting: Painting | None = None
+        self.painting: Painting | SplatPainting | None = None
         self.painting_version = -1
         self.painting_look: Look | None = None
         self.painting_divisor = 1.0
@@ -183,8 +192,7 @@ class Loop:
             stale = window.painting_version != version and not self._worth_finishing(window)
             painting = None if stale else window.painting
         if painting is None:
-            camera = look.camera.resized(*reduced(look.camera.width, look.camera.height, divisor))
-            painting = Painting(self.stage, camera, normals=look.channel is Channel.NORMAL, box=look.box)
+            painting = look.painting(self.stage, reduced(look.camera.width, look.camera.height, divisor))
             window.painting, window.painting_version, window.painting_divisor = painting, version, divisor
             window.painting_look = look
         with self.turns.viewer(SHARE_MOVING if fresh else SHARE_AT_REST):
@@ -198,7 +206,7 @@ class Loop:
         """A coarse first picture is finished though the camera moved on: else a steady motion would show nothing."""
         return window.painting is not None and window.painting_version > window.shown_version
 
-    def _finish(self, window: Window, painting: Painting) -> None:
+    def _finish(self, window: Window, painting: Painting | SplatPainting) -> None:
         self.pace.learn(painting.total, painting.seconds)
         window.painting = None
         assert window.painting_look is not None

@@ -1,4 +1,4 @@
-"""A picture, painted piece by piece, so that a newer one can take its place at any moment.
+"""A picture of rays, painted piece by piece, so that a newer one can take its place at any moment.
 
 Rays cut to a box (slabs, Kay & Kajiya 1986): t is inside where it is inside all three slabs,
     near' = max(near, max_k min(t_low_k, t_high_k)),   far' = min(far, min_k max(t_low_k, t_high_k)),
@@ -37,24 +37,29 @@ def clip_to_box(rays: Rays, box: Aabb) -> Rays:
 
 @dataclass
 class Stage:
-    """What is drawn: a field, and a renderer that takes rays."""
+    """What is drawn: a field, and a renderer that takes rays, or cameras if the field is made of Gaussians."""
 
     field: Any
     renderer: Any
     near: float = 0.0
+    deleted: Tensor | None = None  # (G,) bool: Gaussians that the user took away
 
     @property
     def device(self) -> torch.device:
         """Where it is drawn."""
         return self.field.bounds.low.device
 
-    @torch.no_grad()
     def render(self, rays: Rays, *, normals: bool) -> Pixels:
-        """Flat pixels, as for show: without jitter, gradients or random backgrounds, and leaving no trace in a fit."""
+        """Flat pixels of the field."""
+        return self.show(self.field, rays, normals=normals)
+
+    @torch.no_grad()
+    def show(self, field: Any, view: Rays | Camera, *, normals: bool) -> Pixels:
+        """Pixels, as for show: without jitter, gradients or random backgrounds, and leaving no trace in a fit."""
         fitting = self.renderer.training
         self.renderer.eval()
         try:
-            return self.renderer.render(self.field, rays, normals=normals).pixels
+            return self.renderer.render(field, view, normals=normals).pixels
         finally:
             self.renderer.train(fitting)
 

@@ -23,6 +23,8 @@ from .loop import Look, Shown, Window
 from .pace import reduced
 from .path_panel import PathPanel
 from .photo_panel import PhotoPanel
+from .splat_painting import Selection, draws_images
+from .splat_panel import SplatPanel
 
 if TYPE_CHECKING:
     from .server import Viewer
@@ -73,6 +75,7 @@ class Panel:
         self._build()
         self.photos = PhotoPanel(self, viewer.photos)
         self._build_rest()
+        self.splats = SplatPanel(self) if draws_images(viewer.stage) else None
         self.path = PathPanel(self, viewer.recorder)
         client.camera.on_update(lambda _: self._moved())
         viewer.loop.add(self.window)
@@ -162,13 +165,18 @@ class Panel:
             return
         channel = self.channel
         with self._lock:
-            if channel is None:
+            if channel is None or (self.splats is not None and self.splats.in_browser):
                 self.viewer.loop.show(self.window, None)
                 self.client.scene.set_background_image(None)
                 self._status.content = ""
                 return
             shrink = max(1.0, max(self.size) / int(self._detail.value))
-            self.viewer.loop.show(self.window, Look(self._camera(reduced(*self.size, shrink)), channel, self.box))
+            self.viewer.loop.show(self.window, self._look(reduced(*self.size, shrink), channel))
+
+    def _look(self, size: tuple[int, int], channel: Channel) -> Look:
+        return Look(
+            self._camera(size), channel, self.box, Selection() if self.splats is None else self.splats.selection
+        )
 
     def _browser_draws(self) -> bool:
         """Whether the browser draws anything that the scene can hide."""
@@ -184,6 +192,8 @@ class Panel:
         height, width = image.shape[:2]
         state = "sharp" if shown.sharpest else f"1/{shown.divisor:g}"
         self._status.content = f"{width} x {height} · {state} · {shown.seconds * 1e3:.0f} ms"
+        if self.splats is not None:
+            self.splats.count()
         self.client.flush()
 
     def _failed(self, error: Exception) -> None:
@@ -210,7 +220,7 @@ class Panel:
         once = Window(deliver, failed, once=True)
         self.viewer.loop.add(once)
         size = SAVE_SIZES[self._save_size.value] or self.size
-        self.viewer.loop.show(once, Look(self._camera(size), channel, self.box))
+        self.viewer.loop.show(once, self._look(size, channel))
 
     # The camera.
 
@@ -263,4 +273,6 @@ class Panel:
             lines = np.stack([corners[list(edge)] for edge in edges])
             color = (250, 200, 40)
             self.client.scene.add_line_segments("/crop", lines, color, thickness=1.5, thickness_units="screen")
+        if self.splats is not None:
+            self.splats.changed()
         self.refresh()

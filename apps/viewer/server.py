@@ -147,6 +147,13 @@ class Viewer:
         if panel is not None:
             panel.close()
 
+    def refresh(self) -> None:
+        """What all windows show changed."""
+        for panel in list(self._panels.values()):
+            if panel.splats is not None:
+                panel.splats.changed()
+            panel.refresh()
+
     def mesh_glb(self) -> tuple[bytes, bool]:
         """The mesh for the browser, moved from the user's units to the page's, and whether it has colours.
 

@@ -33,7 +33,7 @@ class Turns:
         self._owner = Owner.FIT if fitting else Owner.NOBODY
         self._since = time.perf_counter()
         self._fit_seconds = self._viewer_seconds = 0.0
-        self._share: float | None = None  # what the waiting viewer may take; None = nobody waits
+        self._waiting: list[float] = []  # what those who wait for the viewer's turn may take
         self._fitting, self._paused = fitting, False
 
     @property
@@ -77,9 +77,10 @@ class Turns:
     def viewer(self, share: float = SHARE_AT_REST) -> Iterator[None]:
         """Hold the turn for a few hundredths of a second of painting; waits until it is due."""
         with self._condition:
-            self._share = share
+            self._waiting.append(share)
             self._condition.wait_for(lambda: self._owner is Owner.NOBODY and (not self.fitting or self._due()))
-            self._share, self._owner, self._since = None, Owner.VIEWER, time.perf_counter()
+            self._waiting.remove(share)
+            self._owner, self._since = Owner.VIEWER, time.perf_counter()
         try:
             yield
         finally:
@@ -90,9 +91,10 @@ class Turns:
 
     def _due(self) -> bool:
         """Whether the viewer waits and has not had its share."""
-        if self._share is None:
+        if not self._waiting:
             return False
-        return self._viewer_seconds <= self._share / (1 - self._share) * self._fit_seconds
+        share = max(self._waiting)
+        return self._viewer_seconds <= share / (1 - share) * self._fit_seconds
 
     def _spend(self, owner: Owner) -> None:
         seconds = time.perf_counter() - self._since

@@ -19,7 +19,7 @@ class MeanOpacity:
 
     def __call__(self, step: Step) -> Tensor:
         assert isinstance(step.field, Primitives)
-        return self.weight * torch.sigmoid(step.field.gaussians().logit_opacities).mean()
+        return self.weight * _mean(torch.sigmoid(step.field.gaussians().logit_opacities))
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,9 @@ class MeanScale:
 
     def __call__(self, step: Step) -> Tensor:
         assert isinstance(step.field, Primitives)
-        return self.weight * step.field.gaussians().log_scales.exp().mean()
+        return self.weight * _mean(step.field.gaussians().log_scales.exp())
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Their mean; 0 if there is none, as where all Gaussians were pruned."""
+    return values.sum() / max(values.numel(), 1)
