@@ -45,10 +45,10 @@ class OccupancyConfig:
     """The grid that says where marching can skip."""
 
     resolution: int = 128
-    threshold: float = 0.01
+    threshold: float = 0.003
     """A cell is empty where one step through it is more transparent than 1 minus this."""
     decay: float = 0.95
-    fading: float = 0.8
+    fading: float = 0.95
     """The same, where training rays come through."""
     observe_every: int = 4
     """Steps between those whose rays are asked what they met."""
