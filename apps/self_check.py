@@ -105,6 +105,45 @@ def check_adam() -> float:
     return _error(ours.detach(), theirs.detach())
 
 
+def check_gaussians() -> float:
+    from ..cuda.gaussians import render_gaussians
+
+    # One round Gaussian in front of the camera: its colour and opacity fall off as exp(-1/2 d^2 / (scale^2 + blur)).
+    K, size = torch.tensor([[50.0, 0, 20], [0, 50, 16], [0, 0, 1]]), (40, 32)
+    means, quats, logits = (
+        torch.tensor([[0.0, 0, 1]]),
+        torch.tensor([[1.0, 0, 0, 0]]),
+        torch.zeros(1, requires_grad=True),
+    )
+    scales, sh = torch.full((1, 3), 0.1).log(), torch.full((1, 1, 3), 0.5)
+    splats = render_gaussians(means, quats, scales, logits, sh, K, torch.eye(4), *size)
+    x, y = torch.arange(40) - 19.5, torch.arange(32) - 15.5
+    wanted = 0.5 * torch.exp(-0.5 * (x.square() + y.square()[:, None]) / (25 + 0.3))
+    wanted = torch.where(wanted < 1 / 255, torch.zeros(()), wanted)
+    (slope,) = torch.autograd.grad(splats.alphas.sum(), logits)
+    by_hand = 0.5 * wanted.sum()  # d sigmoid / d logit = 1/2 sigmoid at 0
+    return max(
+        _error(splats.alphas.detach(), wanted),
+        _error(splats.colors.detach(), (wanted * (0.5 + 0.5 * 0.2820948))[..., None].expand(*splats.colors.shape)),
+        float((slope / by_hand - 1).abs().max()),
+    )
+
+
+def check_ssim() -> float:
+    from ..cuda.ssim import ssim_l1
+
+    line = torch.exp(-(torch.arange(11) - 5.0).square() / 4.5)
+    window = (torch.outer(line, line) / line.sum().square())[None, None]
+    x, y = _random(33, 21, 1).requires_grad_(), _random(33, 21, 1, seed=1)
+    mean = lambda image: torch.nn.functional.conv2d(image[None, None, ..., 0], window, padding=5)  # noqa: E731
+    mx, my = mean(x), mean(y)
+    structure = (2 * mx * my + 1e-4) * (2 * (mean(x * y) - mx * my) + 9e-4)
+    structure = structure / ((mx**2 + my**2 + 1e-4) * (mean(x * x) - mx**2 + mean(y * y) - my**2 + 9e-4))
+    losses = ssim_l1(x, y), 0.8 * (x - y).abs().mean() + 0.2 * (1 - structure.mean())
+    found, wanted = (torch.autograd.grad(loss, x)[0] * x.numel() / 10 for loss in losses)
+    return max(_error(*(loss.detach() for loss in losses)), _error(found, wanted))
+
+
 CHECKS: dict[str, Callable[[], float]] = {
     "sh_basis": check_sh_basis,
     "mlp": check_mlp,
@@ -114,4 +153,6 @@ CHECKS: dict[str, Callable[[], float]] = {
     "composite": check_composite,
     "marching_cubes": check_marching_cubes,
     "sparse_adam": check_adam,
+    "gaussians": check_gaussians,
+    "ssim": check_ssim,
 }

@@ -27,9 +27,7 @@ from . import cubin
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parent / "include"
 CACHE_VARIABLE = "POLYFIELD_CACHE"
-WITHOUT_TWIN = frozenset(
-    {"fma_peak", "mlp", "radiance", "radiance_bf16", "splat_blend", "splat_project", "splat_tiles", "ssim"}
-)
+WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "radiance", "radiance_bf16"})
 REMEDY = "pip install 'polyfield[cuda]', or use the CPU"
 OPTIONS: dict[str, Any] = {
     "std": "c++17",

@@ -1,8 +1,8 @@
 """How ``gaussians.py`` calls its kernels (``kernels/splat_*.cu``), and the autograd nodes around them.
 
 Project: Gaussians -> rows. Sort: rows -> entries by tile, in order of depth. Draw: entries -> images, up to four
-channels at a time. Backward sums moments per Gaussian and band of tiles (slots), which ``splat_gather`` turns into
-gradients of rows.
+channels at a time. Backward sums moments per Gaussian and band of tiles (on a GPU: and tile) in slots, which
+``splat_gather`` turns into gradients of rows.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .native import Table, launch
+from .native import Table, launch, on_gpu
 
 ROW = 16  # numbers per projected Gaussian
-CHUNK = 2048  # Gaussians whose counts and pose gradients are summed together
-COLOR, CHANNELS = 8, 4  # first channel of a row; channels drawn at a time
+CHUNK, WARP = 2048, 32  # Gaussians whose counts and pose gradients are summed together; on a GPU
+COLOR, DEPTH, CHANNELS = 8, 11, 4  # first channel of a row, its depth; channels drawn at a time
 TILE, BAND = 16, 2  # pixels, tiles
 SMOOTH_CUTOFF = False  # float64 only: what gradient checks set, for alpha >= 1/255 is a jump
 
@@ -69,7 +69,7 @@ class Sorted:
     entries: Tensor  # (N,) int64: a slot, and from bit 32 on the cells of the tile that its Gaussian meets
     tile_offsets: Tensor  # (tiles + 1,) int64
     slot_gaussian: Tensor  # (slots,) int32: the Gaussian whose gradients are summed there, ascending within a band
-    band_offsets: Tensor  # (bands + 1,) int64: the slots of a band
+    slot_offsets: Tensor  # (bands + 1,) int64: the slots of a band; on a GPU (G + 1,), of a Gaussian
 
     @property
     def lists(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,11 +77,15 @@ class Sorted:
         return self.entries, self.tile_offsets, self.slot_gaussian
 
 
+def _chunks(means: Tensor) -> int:
+    return -(-len(means) // (WARP if on_gpu(means) else CHUNK))
+
+
 def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """-> rows (G, 16), counts (chunks, 3)."""
     means, sh = gaussians[0], gaussians[4]
     rows = means.new_empty(len(means), ROW)
-    counts = torch.empty(-(-len(means) // CHUNK), 3, dtype=torch.int64, device=means.device)
+    counts = torch.empty(_chunks(means), 3, dtype=torch.int64, device=means.device)
     stored = 0 if sh is None else sh.shape[1]
     launch(
         "splat_project", means.dtype, *gaussians, len(means), stored, view.degree, K, pose, *view.numbers, rows, counts
@@ -97,12 +101,11 @@ def project_backward(
     -> the gradient of the pose.
     """
     means, sh = gaussians[0], gaussians[4]
-    chunks = -(-len(means) // CHUNK)
-    grad_pose = torch.zeros(chunks, 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
+    grad_pose = torch.zeros(_chunks(means), 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
     stored = 0 if sh is None else sh.shape[1]
     given: tuple[Any, ...] = (grad_rows, None, None, None, 0)
     if lists is not None and grad_rows is None:
-        given = (None, slots, lists.slot_gaussian, lists.band_offsets, len(lists.band_offsets) - 1)
+        given = (None, slots, lists.slot_gaussian, lists.slot_offsets, len(lists.slot_offsets) - 1)
     arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
     launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, grad_pose, statistics)
     if grad_pose is None:
@@ -111,18 +114,55 @@ def project_backward(
 
 
 def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
-    """Which Gaussians each tile blends."""
+    """Which Gaussians each tile blends, in order of depth, then of number."""
+    if on_gpu(rows):
+        return _sort_on_gpu(rows, width, height)
     _, most, slots = counts.sum(0).tolist()
-    if most >= 2**31:
-        raise ValueError(
-            f"gaussians: log_scales: expected to meet fewer than 2^31 tiles of the image, got {most}; draw a smaller "
-            "image, or drop Gaussians that cover it"
-        )
-    tiles, bands = -(-width // TILE) * -(-height // TILE), -(-height // (TILE * BAND))
+    _check_pairs(most)
+    tiles, bands = _tiles(width, height), -(-height // (TILE * BAND))
     sizes = ((most, torch.int64), (tiles + 1, torch.int64), (slots, torch.int32), (bands + 1, torch.int64))
     lists = Sorted(*(torch.empty(n, dtype=dtype, device=rows.device) for n, dtype in sizes))
-    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, *lists.lists, lists.band_offsets)
+    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, *lists.lists, lists.slot_offsets)
     return lists
+
+
+def _tiles(width: int, height: int) -> int:
+    return -(-width // TILE) * -(-height // TILE)
+
+
+def _check_pairs(pairs: int) -> None:
+    if pairs >= 2**31:
+        raise ValueError(
+            f"gaussians: log_scales: expected to meet fewer than 2^31 tiles of the image, got {pairs}; draw a smaller "
+            "image, or drop Gaussians that cover it"
+        )
+
+
+def _sort_on_gpu(rows: Tensor, width: int, height: int) -> Sorted:
+    """Gaussians by depth, then their tiles by number, which fit 16 bits: fewer passes of torch's radix sort than over
+    pairs of both. Waits once, for the number of pairs: lists have that size.
+    """
+    G, tiles = len(rows), _tiles(width, height)
+    counts = torch.empty(G, dtype=torch.int64, device=rows.device)
+    launch("splat_pairs", rows.dtype, rows, None, G, width, height, counts, None, None, None, None, None)
+    slot_offsets = _starts(counts)
+    order = rows[:, DEPTH].sort(stable=True).indices
+    starts = _starts(counts[order])
+    pairs = int(slot_offsets[-1])
+    _check_pairs(pairs)
+    tile, entries, slot_gaussian = (
+        torch.empty(pairs, dtype=dtype, device=rows.device) for dtype in (torch.int32, torch.int64, torch.int32)
+    )
+    where = (None, slot_offsets, starts, tile, entries, slot_gaussian)
+    launch("splat_pairs", rows.dtype, rows, order, G, width, height, *where)
+    tile, place = tile.to(torch.int16 if tiles < 2**15 else torch.int32).sort(stable=True)
+    tile_offsets = torch.searchsorted(tile, torch.arange(tiles + 1, dtype=tile.dtype, device=rows.device))
+    return Sorted(entries[place], tile_offsets, slot_gaussian, slot_offsets)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    """(N,) -> (N + 1,) sums of what comes before."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def _planes(images: list[tuple[Tensor, int, int]]) -> Table:
@@ -162,14 +202,14 @@ def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Dr
     grad_rows = None if features is None else torch.empty_like(rows)
     grad_features = None if features is None else torch.empty_like(features)
     slots = rows.new_empty(len(lists.slot_gaussian), ROW)
-    scene = (rows, *lists.lists, what.width, what.height)
+    scene = (rows, *lists.lists, len(lists.tile_offsets) - 1, what.width, what.height)
     forward = _passes(rows, colors, z_depths, features, drawn)
     backward = _passes(rows, grad_colors, None if z_depths is None else grad_depths, features, grad_drawn)
     for (source, first, n, planes), (_, _, _, grad_planes) in zip(forward, backward, strict=True):
         of_rows = source is rows
         alpha = (alphas, grad_alphas if of_rows else None)
         channels = (source, first, source.shape[1], n)
-        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.band_offsets)
+        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.slot_offsets)
         launch("splat_blend_backward", rows.dtype, *scene, *channels, *given, int(SMOOTH_CUTOFF))
         if grad_rows is not None:
             gather(
@@ -185,8 +225,8 @@ def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Dr
 
 def gather(rows, slots, lists: Sorted, grad_rows, add, grad_channels=None, first=0, stride=0, n=0) -> None:
     """Slots -> gradients of rows and channels."""
-    bands = len(lists.band_offsets) - 1
-    where = (rows, slots, lists.slot_gaussian, lists.band_offsets, bands, len(rows))
+    bands = len(lists.slot_offsets) - 1
+    where = (rows, slots, lists.slot_gaussian, lists.slot_offsets, bands, len(rows))
     launch("splat_gather", rows.dtype, *where, grad_rows, int(add), grad_channels, first, stride, n)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
-from .native import launch
+from .native import launch, on_gpu
 
 _PIECE = 32  # rows that the kernel works on together
+_SIDE = 16  # on a GPU, of a block's square of pixels
 
 
 def ssim_l1(prediction: Tensor, target: Tensor, *, weight: float = 0.2, mask: Tensor | None = None) -> Tensor:
@@ -58,8 +59,16 @@ def _check(op: str, prediction: Tensor, target: Tensor) -> None:
 def _sums(x: Tensor, y: Tensor, l1: float, structure: float, grad: Tensor | None) -> Tensor:
     """(2,) sums of |x - y| and of SSIM; the gradient of their weighted sum goes to ``grad``."""
     height, width, channels = x.shape
-    sums = torch.zeros(-(-height // _PIECE), 2, dtype=torch.float64, device=x.device)
-    if x.numel():
+    gpu = on_gpu(x)
+    parts = -(-height // _SIDE) * -(-width // _SIDE) * channels if gpu else -(-height // _PIECE)
+    sums = torch.zeros(parts, 2, dtype=torch.float64, device=x.device)
+    if gpu:
+        shape = (height, width, channels, parts)
+        maps = None if grad is None else x.new_empty(3, *x.shape)
+        launch("ssim_maps", x.dtype, x, y, *shape, maps, sums)
+        if grad is not None:
+            launch("ssim_gradient", x.dtype, maps, x, y, *shape, l1, structure, grad)
+    elif x.numel():
         launch("ssim_l1", x.dtype, x, y, height, width * channels, channels, l1, structure, grad, sums)
     return sums.sum(0).to(x.dtype)
 
@@ -72,13 +81,17 @@ class _SsimL1(torch.autograd.Function):
         x, y = prediction.contiguous(), target.contiguous()
         if mask is not None:
             x = torch.where(mask[..., None], x, y)
-        count = x.numel() if mask is None else int(mask.sum()) * x.shape[2]
-        scale = 1 / max(count, 1)
+        scale = 1 / max(x.numel(), 1)
         grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         absolute, similar = _sums(x, y, (1 - weight) * scale, -weight * scale, grad)
+        loss = ((1 - weight) * absolute + weight * (x.numel() - similar)) * scale
+        if mask is not None:  # a tensor, so that nobody waits for its number of pixels
+            share = mask.numel() / mask.sum().clamp(min=1).to(x.dtype)
+            loss = loss * share
+            grad = None if grad is None else grad * (mask[..., None] * share)
         if grad is not None:
-            ctx.save_for_backward(grad if mask is None else grad * mask[..., None])
-        return (1 - weight) * scale * absolute + weight * scale * (x.numel() - similar)
+            ctx.save_for_backward(grad)
+        return loss
 
     @staticmethod
     @once_differentiable

@@ -208,6 +208,13 @@ template <class T> PF_INLINE void store_strided(T* p, int64_t, T x, int n) { if 
 template <class T> PF_INLINE T gather(const T* p, int32_t index) { return p[index]; }
 #endif
 
+// The item in a lane.
+#if PF_CUDA
+template <class T> PF_INLINE T item(T x, int) { return x; }
+#else
+template <class T> PF_INLINE T item(Lane<T> x, int lane) { return x.v[lane]; }
+#endif
+
 // Items as rows of `width` (at most WIDTH) numbers: x[k] to p[width lane + k], for the first n lanes. And the way back.
 template <int WIDTH, class T> PF_INLINE void store_rows(T* p, const Lane<T>* x, int width, int n) {
 #if PF_CUDA

@@ -42,6 +42,9 @@ template <class T> PF_INLINE T tree_sum(T x) {
   for (int step = GROUP / 2; step > 0; step /= 2) x += __shfl_xor_sync(WARP, x, step);
   return x;
 }
+template <class T> PF_INLINE T sum(T x) { return tree_sum(x); }
+// Of one number per thread of a group.
+template <class T> PF_INLINE T group_sum(T x) { return tree_sum(x); }
 // The sum over lanes, to one place.
 template <class T> PF_INLINE void store_sum(T* p, T x) {
   x = tree_sum(x);
@@ -158,6 +161,7 @@ template <int N = LANES / 2, class T> PF_INLINE T tree_sum(Lane<T> x) {
   else return x.v[0];
 }
 
+template <class T> PF_INLINE T group_sum(T x) { return x; }
 template <class T> PF_INLINE void store_sum(T* p, Lane<T> x) { *p = tree_sum(x); }
 
 // a[i] + a[i ^ N] in lanes without bit N, the same of b in lanes with it

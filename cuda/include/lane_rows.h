@@ -4,6 +4,47 @@
 
 namespace polyfield {
 
+#if PF_CUDA
+
+// A thread's row, 16 bytes at a time: it and `width` numbers begin and end at a multiple of them.
+template <class T> struct alignas(16) Sixteen { T x[16 / sizeof(T)]; };
+template <class T> PF_INLINE void rows_to_lanes(const T* p, int64_t, int width, int, T* x) {
+  constexpr int N = 16 / sizeof(T);
+#pragma unroll
+  for (int k = 0; k < width; k += N) {
+    const Sixteen<T> part = *reinterpret_cast<const Sixteen<T>*>(p + k);
+#pragma unroll
+    for (int j = 0; j < N; ++j) x[k + j] = part.x[j];
+  }
+}
+template <class T> PF_INLINE void lanes_to_rows(T* p, int64_t, int width, int, const T* x) {
+  constexpr int N = 16 / sizeof(T);
+#pragma unroll
+  for (int k = 0; k < width; k += N) {
+    Sixteen<T> part;
+#pragma unroll
+    for (int j = 0; j < N; ++j) part.x[j] = x[k + j];
+    *reinterpret_cast<Sixteen<T>*>(p + k) = part;
+  }
+}
+
+// Of 16 numbers in each lane, COUNT of which may not be 0: lane k and lane k + 16 get the sum over lanes of x[k]. x is used up.
+template <int COUNT = 16, int N = 1, class T> PF_INLINE T lane_sums(T* x) {
+  if constexpr (N < 16) {
+    const bool odd = lane_number() & N;
+#pragma unroll
+    for (int k = 0; k < COUNT; k += 2) {
+      const T other = k + 1 < COUNT ? x[k + 1] : T(0);
+      x[k / 2] = (odd ? other : x[k]) + __shfl_xor_sync(WARP, odd ? x[k] : other, N);
+    }
+    return lane_sums<(COUNT + 1) / 2, 2 * N>(x);
+  } else {
+    return x[0] + __shfl_xor_sync(WARP, x[0], N);
+  }
+}
+
+#else
+
 // x[i][j] -> x[j][i], by exchanging ever larger blocks
 template <int N = 1, class T> PF_INLINE void transpose(Lane<T>* x) {
   if constexpr (N < LANES) {
@@ -55,5 +96,7 @@ template <int N = 1, class T> PF_INLINE void add_sums(T* p, Lane<T>* x) {
     for (int k = 0; k < 16 / LANES; ++k) store(p + LANES * k, load(p + LANES * k) + x[k]);
   }
 }
+
+#endif
 
 }  // namespace polyfield

@@ -67,12 +67,20 @@ template <int BLOCK, int RESIDENT, class F> PF_INLINE void for_each(Warps<BLOCK,
 template <int BLOCK, int RESIDENT, class F> PF_INLINE void for_each(Blocks<BLOCK, RESIDENT> n, F f) {
   if (int64_t(blockIdx.x) < n.count) f(int64_t(blockIdx.x));
 }
+// f(begin, end) by a warp, for consecutive chunks of its 32 items.
+template <int BLOCK, class F> PF_INLINE void parallel_chunks(Threads<BLOCK> n, int64_t, F f) {
+  const int64_t begin = (int64_t(blockIdx.x) * BLOCK + int(threadIdx.x)) / 32 * 32;
+  if (begin < n.count) f(begin, begin + 32 < n.count ? begin + 32 : n.count);
+}
 // f(i, m): the m items from i on, which one lane holds.
 template <int BLOCK, class F> PF_INLINE void for_lanes(Threads<BLOCK> n, F f) {
   for_each(n, [&](int64_t i) { f(i, 1); });
 }
 
 #else
+
+// A vector of lanes is a warp of one thread.
+inline int lane_number() { return 0; }
 
 inline int thread_count() {
 #if defined(_OPENMP)
@@ -95,7 +103,7 @@ template <class F> void parallel_pieces(int64_t n, F f) {
   for (int64_t i = 0; i < n; ++i) f(i);
 }
 
-// f(i) for each item: many small ones for Threads, fewer that take longer for Warps.
+// f(i) for each item: many small ones for Threads, fewer that take longer for Warps, and uneven ones for Blocks.
 template <class F> void for_each(int64_t n, int64_t chunk, F f) {
   parallel_chunks(n, chunk, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
@@ -103,6 +111,7 @@ template <class F> void for_each(int64_t n, int64_t chunk, F f) {
 }
 template <int BLOCK, class F> void for_each(Threads<BLOCK> n, F f) { for_each(n.count, 4096, f); }
 template <int BLOCK, int RESIDENT, class F> void for_each(Warps<BLOCK, RESIDENT> n, F f) { for_each(n.count, 64, f); }
+template <int BLOCK, int RESIDENT, class F> void for_each(Blocks<BLOCK, RESIDENT> n, F f) { parallel_pieces(n.count, f); }
 
 // f(i, m): the m <= LANES items from i on, which one lane holds.
 template <int BLOCK, class F> void for_lanes(Threads<BLOCK> n, F f) {

@@ -1,10 +1,15 @@
 // A projected Gaussian as one row of 16 numbers (a cache line of floats), and what of the image its ellipse can meet.
 //
-// Image: tiles of 16 x 16 pixels, each of 4 x 4 blocks of 4 x 4 pixels. Gradients are summed per Gaussian and band of tile
-// rows, in a slot: a band is worked on by one thread, in order, so that sums depend on nothing but the image's size, and its
-// slots lie side by side, so that they stay in that thread's cache.
+// Image: tiles of 16 x 16 pixels, each of 4 x 4 blocks of 4 x 4 pixels. Gradients are summed in slots, so that sums depend on
+// nothing but the image's size. On the CPU a slot is a Gaussian's in a band of tile rows: a band is worked on by one thread, in
+// order, and its slots lie side by side, so that they stay in that thread's cache. In CUDA it is a Gaussian's in a tile, which
+// one block writes once, without atomics; a Gaussian's slots lie side by side.
 #pragma once
 #include "lane_math.h"
+#include "lane_rows.h"
+#if !PF_CUDA
+#include <vector>
+#endif
 
 namespace polyfield {
 
@@ -14,7 +19,7 @@ enum Column { MEAN = 0, CONIC = 2, OPACITY = 5, EXTENT = 6, COLOR = 8, DEPTH = 1
 enum Moment { V = 0, V_X, V_Y, V_XX, V_XY, V_YY, ABS_X, ABS_Y, CHANNEL };
 
 constexpr int TILE = 16, CELL = 4, BAND = 2;  // pixels, pixels, tiles
-constexpr int CHUNK = 2048;                  // Gaussians that are worked on together
+constexpr int CHUNK = PF_CUDA ? 32 : 2048;    // Gaussians that are worked on together
 constexpr double MIN_ALPHA = 1.0 / 255, MAX_ALPHA = 0.999, MIN_TRANSMITTANCE = 1e-4;
 
 // The pixels whose centres lie within the ellipse's bounding box and the image.
@@ -41,28 +46,58 @@ template <class T> PF_INLINE Box box_of(const T* row, int width, int height) {
   return {first_pixel(x - ex, width), first_pixel(y - ey, height), last_pixel(x + ex, width), last_pixel(y + ey, height)};
 }
 
-// f(slot, Gaussian) for the slots, band by band, of the Gaussians [begin, end).
-template <class F> PF_INLINE void for_slots(const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t begin, int64_t end, F f) {
-  for (int band = 0; band < bands; ++band) {
-    int64_t low = band_offsets[band], high = band_offsets[band + 1];
-    const int64_t last = high;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (slot_gaussian[middle] < begin) low = middle + 1;
-      else high = middle;
-    }
-    for (; low < last && slot_gaussian[low] < end; ++low) f(low, int64_t(slot_gaussian[low]));
-  }
+template <class T> PF_INLINE void clear_row(T* row) {
+#if PF_CUDA
+  const T zeros[ROW] = {};
+  lanes_to_rows(row, ROW, ROW, 1, zeros);
+#else
+  std::memset(row, 0, ROW * sizeof(T));
+#endif
 }
 
-// Their moments, summed over slots, to moments + ROW (i - begin).
-template <class T> void sum_slots(const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, int64_t begin, int64_t end, T* moments) {
-  std::memset(moments, 0, ROW * (end - begin) * sizeof(T));
-  for_slots(slot_gaussian, band_offsets, bands, begin, end, [=](int64_t slot, int64_t i) {
-    T* to = moments + ROW * (i - begin);
-    for (int k = 0; k < ROW; ++k) to[k] += slots[ROW * slot + k];
-  });
-}
+// What blending left in slots, summed per Gaussian.
+template <class T> struct Slots {
+  const T* slots;
+  const int32_t* slot_gaussian;
+  const int64_t* offsets;  // of each band's slots; in CUDA, of each Gaussian's
+  int bands;
+
+#if PF_CUDA
+  PF_INLINE void gather(int64_t, int64_t) {}
+  PF_INLINE void load(int64_t i, int, T* moments) const {
+    for (int k = 0; k < ROW; ++k) moments[k] = T(0);
+    for (int64_t slot = offsets[i]; slot < offsets[i + 1]; ++slot) {
+      T x[ROW];
+      rows_to_lanes(slots + ROW * slot, ROW, ROW, 1, x);
+      for (int k = 0; k < ROW; ++k) moments[k] += x[k];
+    }
+  }
+#else
+  const T* gathered = nullptr;
+  int64_t first = 0;
+
+  // Sums those of the Gaussians [begin, end), band by band.
+  void gather(int64_t begin, int64_t end) {
+    static thread_local std::vector<T> room(CHUNK * ROW);
+    std::memset(room.data(), 0, ROW * (end - begin) * sizeof(T));
+    for (int band = 0; band < bands; ++band) {
+      int64_t low = offsets[band], high = offsets[band + 1];
+      const int64_t last = high;
+      while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (slot_gaussian[middle] < begin) low = middle + 1;
+        else high = middle;
+      }
+      for (; low < last && slot_gaussian[low] < end; ++low) {
+        T* to = room.data() + ROW * (slot_gaussian[low] - begin);
+        for (int k = 0; k < ROW; ++k) to[k] += slots[ROW * low + k];
+      }
+    }
+    gathered = room.data(), first = begin;
+  }
+  PF_INLINE void load(int64_t i, int n, Lane<T>* moments) const { rows_to_lanes(gathered + ROW * (i - first), ROW, ROW, n, moments); }
+#endif
+};
 
 // A Gaussian's moments, summed over its slots -> the gradient to its row, channels in place of colour and depth.
 template <class R> PF_INLINE void row_gradient(R a, R b, R c, R opacity, const R* m, R* g) {

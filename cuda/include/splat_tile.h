@@ -1,7 +1,8 @@
-// One tile of an image while Gaussians are blended into it: pixels in lanes, cell by cell, all in the first-level cache.
+// One tile of an image while Gaussians are blended into it: pixels in lanes; on the CPU cell by cell, all in the first-level
+// cache, in CUDA a thread each.
 //
 // Pixel 16 k + j of a tile is pixel (j % 4, j / 4) of cell k, which is cell (k % 4, k / 4): a vector of 16 lanes is a cell,
-// one of 8 or 4 lanes half or a quarter of it.
+// one of 8 or 4 lanes half or a quarter of it; a warp is two cells.
 #pragma once
 #include "lane_rows.h"
 #include "splat_row.h"
@@ -10,21 +11,6 @@ namespace polyfield {
 
 constexpr int PIXELS = TILE * TILE, CELLS = CELL * CELL, VECTORS = CELLS / LANES;  // VECTORS: of a cell
 constexpr int MOST = 4;                                                            // channels that are blended at a time
-
-// Pixel centres of a tile, relative to its corner.
-template <class T> struct Centers {
-  alignas(64) T x[PIXELS], y[PIXELS];
-  Centers() {
-    for (int i = 0; i < PIXELS; ++i) {
-      const int k = i / CELLS, j = i % CELLS;
-      x[i] = T(CELL * (k % CELL) + j % CELL) + T(0.5), y[i] = T(CELL * (k / CELL) + j / CELL) + T(0.5);
-    }
-  }
-};
-template <class T> const Centers<T>& centers() {
-  static const Centers<T> c;
-  return c;
-}
 
 // An image's channel: where it is read or written, pixel (x, y) at offset + (y width + x) stride. No image: reads as zero.
 template <class T> struct Plane {
@@ -41,6 +27,13 @@ struct Window {  // of a tile
     columns = width - x0 < TILE ? width - x0 : TILE;
     rows = height - y0 < TILE ? height - y0 : TILE;
   }
+#if PF_CUDA
+  // Of the image, where pixel i of the tile is; -1: outside
+  PF_INLINE int64_t pixel(int i) const {
+    const int cell = i / CELLS, x = CELL * (cell % CELL) + i % CELL, y = CELL * (cell / CELL) + i % CELLS / CELL;
+    return x < columns && y < rows ? int64_t(y0 + y) * width + x0 + x : -1;
+  }
+#else
   // f(pixel of the tile, pixel of the image)
   template <class F> PF_INLINE void for_pixels(F f) const {
     for (int y = 0; y < rows; ++y) {
@@ -54,7 +47,29 @@ struct Window {  // of a tile
       }
     }
   }
+#endif
 };
+
+#if PF_CUDA
+template <class T> PF_INLINE T magnitude(T x) { return abs(x); }
+PF_INLINE float falloff(float log2_x) { return exp2f(log2_x); }
+PF_INLINE double falloff(double log2_x) { return exp(log2_x * 0.69314718055994531); }
+#else
+// Pixel centres of a tile, relative to its corner.
+template <class T> struct Centers {
+  alignas(64) T x[PIXELS], y[PIXELS];
+  Centers() {
+    for (int i = 0; i < PIXELS; ++i) {
+      const int k = i / CELLS, j = i % CELLS;
+      x[i] = T(CELL * (k % CELL) + j % CELL) + T(0.5), y[i] = T(CELL * (k / CELL) + j / CELL) + T(0.5);
+    }
+  }
+};
+template <class T> const Centers<T>& centers() {
+  static const Centers<T> c;
+  return c;
+}
+
 template <class T> PF_INLINE void read_plane(const Window& w, const Plane<T>& from, T* to, T otherwise = T(0)) {
   for (int i = 0; i < PIXELS; ++i) to[i] = otherwise;
   if (from.image) w.for_pixels([&](int i, int64_t at) { to[i] = from.image[from.offset + at * from.stride]; });
@@ -78,11 +93,13 @@ PF_INLINE Lane<float> falloff(Lane<float> log2_x) {
   return as_float(as_int(p) + (as_int(shifted) << 23));
 }
 PF_INLINE Lane<double> falloff(Lane<double> log2_x) { return exp(log2_x * Lane<double>(0.69314718055994531)); }
+#endif
 
 // A Gaussian, ready to be evaluated at a tile's pixels. S: the smooth cutoff of gradient checks, where alpha begins at
 // 1/255 with slope zero: alpha' = (alpha - 1/255)^2 / alpha.
 template <class T> struct Splat {
   T x, y, a, b, c, opacity;
+  Splat() = default;
   PF_INLINE Splat(const T* row, const Window& w) : x(row[MEAN] - T(w.x0)), y(row[MEAN + 1] - T(w.y0)), opacity(row[OPACITY]) {
     constexpr T LOG2E = T(1.4426950408889634);
     a = T(-0.5) * LOG2E * row[CONIC], b = -LOG2E * row[CONIC + 1], c = T(-0.5) * LOG2E * row[CONIC + 2];
@@ -99,6 +116,44 @@ template <class T> struct Splat {
     }
     slope = select(counts & (x < R(T(MAX_ALPHA))), s, R(T(0)));
     return select(counts, min(x, R(T(MAX_ALPHA))), R(T(0)));
+  }
+};
+
+// Pixels at distance dx, dy take a Gaussian in, if any light gets there: its weights, and what light is left.
+template <bool SMOOTH, class T>
+PF_INLINE Lane<T> take(const Splat<T>& splat, Lane<T> dx, Lane<T> dy, Lane<T>& transmittance, Mask<T>& open, Lane<T>& alpha, Lane<T>& slope) {
+  using R = Lane<T>;
+  open = transmittance >= R(T(MIN_TRANSMITTANCE));
+  alpha = splat.template alpha<SMOOTH>(dx, dy, slope);
+  const R weight = select(open, alpha * transmittance, R(T(0)));
+  transmittance = transmittance - weight;
+  return weight;
+}
+
+// What a Gaussian's gradient needs of a tile: each a name of its own, so that all stay in registers.
+template <class T, int N> struct Moments {
+  using R = Lane<T>;
+  R v{T(0)}, x{T(0)}, y{T(0)}, xx{T(0)}, xy{T(0)}, yy{T(0)}, abs_x{T(0)}, abs_y{T(0)}, channels[N];
+  PF_INLINE Moments() {
+    for (int k = 0; k < N; ++k) channels[k] = R(T(0));
+  }
+  // Of pixels with an image's gradient; rest: what of it is left to come.
+  template <bool SMOOTH>
+  PF_INLINE Mask<T> add(const Splat<T>& splat, R a, R b, R c, R dx, R dy, const R* value, const R* grad, R& transmittance, R& rest) {
+    R alpha, slope, seen(T(0));
+    Mask<T> open;
+    const R before = transmittance, weight = take<SMOOTH>(splat, dx, dy, transmittance, open, alpha, slope);
+    for (int k = 0; k < N; ++k) seen += grad[k] * value[k], channels[k] += weight * grad[k];
+    rest = rest - weight * seen;
+    const R v_ = select(open, slope * (before * seen - rest / (R(T(1)) - alpha)), R(T(0)));
+    const R vx = v_ * dx, vy = v_ * dy;
+    v += v_, x += vx, y += vy, xx += vx * dx, xy += vx * dy, yy += vy * dy;
+    abs_x += magnitude(a * vx + b * vy), abs_y += magnitude(b * vx + c * vy);
+    return open;
+  }
+  PF_INLINE void list(R* m) const {
+    const R first[CHANNEL] = {v, x, y, xx, xy, yy, abs_x, abs_y};
+    for (int k = 0; k < ROW; ++k) m[k] = k < CHANNEL ? first[k] : k < CHANNEL + N ? channels[k - CHANNEL] : R(T(0));
   }
 };
 

@@ -6,23 +6,81 @@
 // J the lens's Jacobian at p (EWA; Zwicker et al., 2002; Kerbl et al., 2023). The ellipse ends where alpha = 1/255: at
 // d^T conic d = 2 log(255 opacity). The trick: Gaussians in lanes; wide rows (sh, what is written) are transposed in
 // registers, and determinants come from a cross product, which does not cancel for thin ellipses.
-#include "lane_rows.h"
 #include "op.h"
 #include "sh_polynomials.h"
 #include "splat_lens.h"
 #include "splat_row.h"
-#include <vector>
 
 namespace polyfield {
 
 constexpr int MAX_SH = 3 * MAX_BASES, POSE = 12;
 
+#if PF_CUDA
+template <class T> PF_INLINE void fetch_ahead(const T*, int64_t, int64_t, int64_t) {}  // other warps work meanwhile
+
+// f(k, the three numbers of base k) for the coefficients of the Gaussians in lanes; unrolled, so that f's bases stay in registers.
+template <class T, class F> PF_INLINE void for_sh(const T* sh, int, int bases, int, F f) {
+#pragma unroll
+  for (int k = 0; k < MAX_BASES; ++k)
+    if (k < bases) {
+      const T x[3] = {sh[3 * k], sh[3 * k + 1], sh[3 * k + 2]};
+      f(k, x);
+    }
+}
+
+// p[N lane + k] += x[k] of those that are seen.
+template <class T, int N> PF_INLINE void add_rows(T* p, const T* x, int, bool seen) {
+  if (!seen) return;
+#pragma unroll
+  for (int k = 0; k < N; ++k) p[k] += x[k];
+}
+
+// Adds basis_k grad_c to the rows of the sh's gradient.
+template <class T> PF_INLINE void add_sh(T* to, int, int bases, const T* basis, const T* gc, bool seen, int) {
+#pragma unroll
+  for (int k = 0; k < MAX_BASES; ++k)
+    if (k < bases && seen)
+      for (int c = 0; c < 3; ++c) to[3 * k + c] += basis[k] * gc[c];
+}
+#else
 // Asks for the rows of the Gaussians two vectors ahead: they are read by columns, which no processor foresees.
 template <class T> PF_INLINE void fetch_ahead(const T* table, int64_t i, int64_t end, int64_t width) {
   constexpr int LINE = 64 / sizeof(T);
   const int64_t begin = (i + 2 * LANES) * width, last = (i + 3 * LANES < end ? i + 3 * LANES : end) * width;
   for (int64_t k = begin; k < last; k += LINE) __builtin_prefetch(table + k);
 }
+
+template <class T, class F> PF_INLINE void for_sh(const T* sh, int stored, int bases, int n, F f) {
+  Lane<T> x[MAX_SH + LANES];
+  rows_to_lanes(sh, 3 * stored, 3 * bases, n, x);
+  for (int k = 0; k < bases; ++k) f(k, x + 3 * k);
+}
+
+template <class R, int N> PF_INLINE void add_rows(scalar_t<R>* p, const R* x, int n, Mask<scalar_t<R>> seen) {
+  for (uint32_t left = bits(seen); left; left &= left - 1) {
+    const int lane = lowest(left);
+    for (int k = 0; k < N; ++k) p[N * lane + k] += x[k][lane];
+  }
+}
+
+template <class R> PF_INLINE void add_sh(scalar_t<R>* to, int stored, int bases, const R* basis, const R* gc, Mask<scalar_t<R>> seen, int n) {
+  R x[MAX_SH + LANES];
+  for (int k = 0; k < bases; ++k)
+    for (int c = 0; c < 3; ++c) x[3 * k + c] = basis[k] * gc[c];
+  const uint32_t chosen = bits(seen);
+  const int width = 3 * bases;
+  for (int k = 0; k < width; k += LANES) {
+    alignas(64) scalar_t<R> block[LANES * LANES];
+    lanes_to_rows(block, LANES, width - k < LANES ? width - k : LANES, LANES, x + k);
+    for (uint32_t left = chosen; left; left &= left - 1) {
+      const int lane = lowest(left);
+      scalar_t<R>* at = to + int64_t(lane) * 3 * stored + k;
+      store_n(at, load_n(at, width - k) + load(block + LANES * lane), width - k);
+    }
+  }
+}
+
+#endif
 
 template <class T> struct View {
   T r[9], t[3], center[3], fx, fy, cx, cy, near, blur;
@@ -113,9 +171,8 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
   const Gaussians<T> g{means, quats, log_scales, logit_opacities, sh};
   const int bases = degree < 0 ? 0 : (degree + 1) * (degree + 1);
   parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
-    int64_t* count = counts + 3 * (begin / CHUNK);
-    count[0] = count[1] = count[2] = 0;
-    for (int64_t i = begin; i < end; i += LANES) {
+    int64_t visible = 0, tiles = 0, bands = 0;
+    for (int64_t i = begin + lane_number(); i < end; i += GROUP) {
       const int n = int(end - i < LANES ? end - i : LANES);
       if (bases) fetch_ahead(sh, i, end, 3 * stored);
       const Shape<R> s(view, g, i, n);
@@ -127,24 +184,22 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
                            (row[MEAN + 1] - row[EXTENT + 1] < h);
       T* to = rows + ROW * i;
       if (!any(kept)) {
-        std::memset(to, 0, n * ROW * sizeof(T));
+        for (int k = 0; k < n; ++k) clear_row(to + ROW * k);
         continue;
       }
       const R inverse = R(T(1)) / s.det;
       row[CONIC] = s.c * inverse, row[CONIC + 1] = -s.b * inverse, row[CONIC + 2] = s.a * inverse;
       row[OPACITY] = s.opacity;
       row[DEPTH] = s.seen.depth;
-      for (int k = 0; k < 3; ++k) row[COLOR + k] = R(T(0));
+      for (int k = 0; k < 3; ++k) row[COLOR + k] = R(T(bases ? 0.5 : 0));
       if (bases) {
-        R d[3], distance, basis[MAX_BASES], x[MAX_SH + LANES];
+        R d[3], distance, basis[MAX_BASES];
         direction_of(view, means + 3 * i, n, d, distance);
         sh_values(degree, d[0], d[1], d[2], basis);
-        rows_to_lanes(sh + 3 * stored * i, 3 * stored, 3 * bases, n, x);
-        for (int c = 0; c < 3; ++c) {
-          R sum(T(0.5));
-          for (int k = 0; k < bases; ++k) sum += basis[k] * x[3 * k + c];
-          row[COLOR + c] = max(sum, R(T(0)));
-        }
+        for_sh(sh + 3 * stored * i, stored, bases, n, [&](int k, const R* x) {
+          for (int c = 0; c < 3; ++c) row[COLOR + c] += basis[k] * x[c];
+        });
+        for (int c = 0; c < 3; ++c) row[COLOR + c] = max(row[COLOR + c], R(T(0)));
       }
       for (int k = 0; k < DEPTH + 1; ++k) row[k] = select(kept, row[k], R(T(0)));
       for (int k = DEPTH + 1; k < ROW; ++k) row[k] = R(T(0));
@@ -152,45 +207,23 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
       for (uint32_t left = bits(kept); left; left &= left - 1) {
         T* r = to + ROW * lowest(left);
         const Box box = box_of(r, width, height);
-        if (box.empty()) std::memset(r, 0, ROW * sizeof(T));  // between pixel centres
-        else count[0] += 1, count[1] += box.tiles(), count[2] += box.bands();
+        if (box.empty()) clear_row(r);  // between pixel centres
+        else visible += 1, tiles += box.tiles(), bands += box.bands();
       }
     }
+    visible = group_sum(visible), tiles = group_sum(tiles), bands = group_sum(bands);
+    int64_t* count = counts + 3 * (begin / CHUNK);
+    if (lane_number() == 0) count[0] = visible, count[1] = tiles, count[2] = bands;
   });
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
 // Of rows, or of what blending left in slots; added to the grad_* that are wanted (not 0).
-template <class R, int N> PF_INLINE void add_rows(scalar_t<R>* p, const R* x, int n, Mask<scalar_t<R>> seen) {
-  for (uint32_t left = bits(seen); left; left &= left - 1) {
-    const int lane = lowest(left);
-    for (int k = 0; k < N; ++k) p[N * lane + k] += x[k][lane];
-  }
-}
-
-// Adds basis_k grad_c to the rows of the sh's gradient, and returns d loss / d basis.
-template <class R> PF_INLINE void add_sh(scalar_t<R>* to, int stored, int bases, const R* basis, const R* gc, Mask<scalar_t<R>> seen, int n) {
-  R x[MAX_SH + LANES];
-  for (int k = 0; k < bases; ++k)
-    for (int c = 0; c < 3; ++c) x[3 * k + c] = basis[k] * gc[c];
-  const uint32_t chosen = bits(seen);
-  const int width = 3 * bases;
-  for (int k = 0; k < width; k += LANES) {
-    alignas(64) scalar_t<R> block[LANES * LANES];
-    lanes_to_rows(block, LANES, width - k < LANES ? width - k : LANES, LANES, x + k);
-    for (uint32_t left = chosen; left; left &= left - 1) {
-      const int lane = lowest(left);
-      scalar_t<R>* at = to + int64_t(lane) * 3 * stored + k;
-      store_n(at, load_n(at, width - k) + load(block + LANES * lane), width - k);
-    }
-  }
-}
-
 template <class T>
 void splat_project_backward(const T* means, const T* quats, const T* log_scales, const T* logit_opacities, const T* sh, Threads<> gaussians, int stored,
                             int degree, const T* K, const T* pose, int lens, int width, int height, T near, T blur, int antialias, const T* rows,
-                            const T* grad_rows, const T* slots, const int32_t* slot_gaussian, const int64_t* band_offsets, int bands, T* grad_means, T* grad_quats, T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, double* grad_pose,
-                            T* statistics) {
+                            const T* grad_rows, const T* slots, const int32_t* slot_gaussian, const int64_t* slot_offsets, int bands, T* grad_means, T* grad_quats,
+                            T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, double* grad_pose, T* statistics) {
   using R = Lane<T>;
   const View<T> view(K, pose, lens, width, height, near, blur, antialias);
   const Gaussians<T> gaussian{means, quats, log_scales, logit_opacities, sh};
@@ -198,13 +231,9 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
   parallel_chunks(gaussians, CHUNK, [=](int64_t begin, int64_t end) {
     R to_pose[POSE];
     for (int k = 0; k < POSE; ++k) to_pose[k] = R(T(0));
-    const T* grads = grad_rows + ROW * begin;
-    if (!grad_rows) {
-      static thread_local std::vector<T> gathered(CHUNK * ROW);
-      sum_slots(slots, slot_gaussian, band_offsets, bands, begin, end, gathered.data());
-      grads = gathered.data();
-    }
-    for (int64_t i = begin; i < end; i += LANES) {
+    Slots<T> blended{slots, slot_gaussian, slot_offsets, bands};
+    if (!grad_rows) blended.gather(begin, end);
+    for (int64_t i = begin + lane_number(); i < end; i += GROUP) {
       const int n = int(end - i < LANES ? end - i : LANES);
       const T* row = rows + ROW * i;
       fetch_ahead(rows, i, end, ROW);
@@ -216,10 +245,11 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
       const R two(T(2)), half(T(0.5)), inverse = R(T(1)) / s.det;
       const R qa = s.c * inverse, qb = -s.b * inverse, qc = s.a * inverse;
       R g[ROW];
-      rows_to_lanes(grads + ROW * (i - begin), ROW, ROW, n, g);
-      if (!grad_rows) {
+      if (grad_rows) {
+        rows_to_lanes(grad_rows + ROW * i, ROW, ROW, n, g);
+      } else {
         R moments[ROW];
-        for (int k = 0; k < ROW; ++k) moments[k] = g[k];
+        blended.load(i, n, moments);
         row_gradient(qa, qb, qc, s.opacity, moments, g);
       }
       for (int k = 0; k <= DEPTH; ++k) g[k] = select(seen, g[k], R(T(0)));
@@ -229,7 +259,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
           const int lane = lowest(left);
           T* s = statistics + 4 * (i + lane);
           const T ex = row[ROW * lane + EXTENT], ey = row[ROW * lane + EXTENT + 1], extent = ex > ey ? ex : ey;
-          s[0] += length[lane], s[1] += absolute[lane], s[2] += T(1), s[3] = extent > s[3] ? extent : s[3];
+          s[0] += item(length, lane), s[1] += item(absolute, lane), s[2] += T(1), s[3] = extent > s[3] ? extent : s[3];
         }
       }
       Mask<T> moved(false);  // hidden ones have no gradient: theirs are not touched
@@ -269,7 +299,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
       look_backward(view.lens, view.limits, s.p[0], s.p[1], s.p[2], back, gp[0], gp[1], gp[2]);
 
       if (bases) {
-        R d[3], distance, basis[MAX_BASES], gbasis[MAX_BASES], x[MAX_SH + LANES];
+        R d[3], distance, basis[MAX_BASES], gbasis[MAX_BASES];
         direction_of(view, means + 3 * i, n, d, distance);
         R color[3];
         for (int c = 0; c < 3; ++c) {  // at the clamp, no gradient
@@ -279,8 +309,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
         sh_values(degree, d[0], d[1], d[2], basis);
         if (grad_sh) add_sh(grad_sh + 3 * stored * i, stored, bases, basis, color, moved, n);
         if (degree > 0) {
-          rows_to_lanes(sh + 3 * stored * i, 3 * stored, 3 * bases, n, x);
-          for (int k = 0; k < bases; ++k) gbasis[k] = color[0] * x[3 * k] + color[1] * x[3 * k + 1] + color[2] * x[3 * k + 2];
+          for_sh(sh + 3 * stored * i, stored, bases, n, [&](int k, const R* x) { gbasis[k] = color[0] * x[0] + color[1] * x[1] + color[2] * x[2]; });
           sh_gradient(degree, d[0], d[1], d[2], gbasis, gd[0], gd[1], gd[2]);
           const R along = gd[0] * d[0] + gd[1] * d[1] + gd[2] * d[2];
           for (int k = 0; k < 3; ++k) gd[k] = (gd[k] - along * d[k]) * distance;
@@ -331,7 +360,10 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
       }
     }
     if (grad_pose)
-      for (int k = 0; k < POSE; ++k) grad_pose[POSE * (begin / CHUNK) + k] = sum(to_pose[k]);
+      for (int k = 0; k < POSE; ++k) {
+        const T total = sum(to_pose[k]);
+        if (lane_number() == 0) grad_pose[POSE * (begin / CHUNK) + k] = total;
+      }
   });
 }
 

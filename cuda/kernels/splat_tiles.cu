@@ -1,16 +1,95 @@
 // Which Gaussians each tile of 16 x 16 pixels blends, in order of depth: rows (splat_row.h) -> entries by tile.
 //
-// Gaussians are sorted by depth once (radix sort, stable), then cut into (Gaussian, tile) pairs, which a counting sort by
-// tile keeps in order. The cut is exact: per row of 4 x 4-pixel cells, the interval that the ellipse covers; an entry is the
-// Gaussian's number and a bit for each of the tile's 16 cells that it meets (tighter than tiles alone, as in FlashGS, Feng et al.,
-// 2024). The trick: cell rows in lanes; each thread owns a contiguous share of the sorted Gaussians.
-#include "lane_pack.h"
+// Gaussians are sorted by depth once (stable), then cut into (Gaussian, tile) pairs, which a stable sort by tile keeps in
+// order. The cut is exact: per row of 4 x 4-pixel cells, the interval that the ellipse covers; an entry is the number of a
+// slot and a bit for each of the tile's 16 cells that the Gaussian meets (tighter than tiles alone, as in FlashGS, Feng et al., 2024).
+// The trick: cell rows in lanes; a radix sort by depth and a counting sort by tile; each thread owns a contiguous share of
+// the sorted Gaussians. In CUDA a thread cuts a Gaussian, and both sorts are torch's (see ../splatting.py).
+#include "lane_math.h"
 #include "op.h"
 #include "splat_row.h"
+#if !PF_CUDA
 #include <algorithm>
-#include <vector>
+#endif
 
 namespace polyfield {
+
+// The outline alpha = 1/255 of a row.
+template <class T> struct Ellipse {
+  T a, b, x, y, ey, det, reach, top, inverse;
+  PF_INLINE explicit Ellipse(const T* row) : a(row[CONIC]), b(row[CONIC + 1]), x(row[MEAN]), y(row[MEAN + 1]), ey(row[EXTENT + 1]), inverse(T(1) / row[CONIC]) {
+    // reach = ex^2 det / c, and the rightmost point lies at dy = -ex b / c
+    const T c = row[CONIC + 2], ex = row[EXTENT];
+    det = a * c - b * b, reach = ex * ex * det / c, top = -ex * b / c;
+  }
+  // Whether it meets rows of cells, and if so, the first and last pixels of the image there.
+  PF_INLINE Mask<int32_t> meets(Lane<T> cell_row, int width, Lane<int32_t>& left, Lane<int32_t>& right) const {
+    using R = Lane<T>;
+    const T slack = T(1e-3);
+    const R y0 = cell_row * R(T(CELL)) + R(T(0.5) - y), y1 = y0 + R(T(CELL - 1));
+    const auto outside = (y0 > R(ey + slack)) | (y1 < R(-ey - slack));
+    const R yr = min(max(min(max(R(top), y0), y1), R(-ey)), R(ey)), yl = min(max(min(max(R(-top), y0), y1), R(-ey)), R(ey));
+    const R high = R(x) + (sqrt(max(R(reach * a) - R(det) * yr * yr, R(T(0)))) - R(b) * yr) * R(inverse) + R(slack - T(0.5));
+    const R low = R(x) - (sqrt(max(R(reach * a) - R(det) * yl * yl, R(T(0)))) + R(b) * yl) * R(inverse) - R(slack + T(0.5));
+    left = Lane<int32_t>(ceil(min(max(low, R(T(0))), R(T(width))))), right = Lane<int32_t>(floor(min(max(high, R(T(-1))), R(T(width - 1)))));
+    return !(Mask<int32_t>(outside) | (left > right));
+  }
+};
+
+#if PF_CUDA
+
+// f(tile x, tile y, cells) for the tiles that an ellipse meets, row by row.
+template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, F f) {
+  const Ellipse<T> ellipse(row);
+  for (int y = box.y0 / TILE; y <= box.y1 / TILE; ++y) {
+    int32_t from[CELL], to[CELL], first = box.x1 / TILE + 1, last = -1;  // cells
+    for (int r = 0; r < CELL; ++r) {
+      int32_t left, right;
+      const bool some = ellipse.meets(T(CELL * y + r), width, left, right);
+      from[r] = some ? left / CELL : CELL * first, to[r] = some ? right / CELL : -1;
+      first = min(first, from[r] / CELL), last = max(last, some ? to[r] / CELL : -1);
+    }
+    for (int x = max(first, box.x0 / TILE); x <= min(last, box.x1 / TILE); ++x) {
+      uint32_t cells = 0;
+      for (int r = 0; r < CELL; ++r) {
+        const int32_t a = max(from[r] - CELL * x, 0), b = min(to[r] - CELL * x, CELL - 1);
+        if (a <= b) cells |= ((2u << b) - (1u << a)) << CELL * r;
+      }
+      if (cells) f(x, y, cells);
+    }
+  }
+}
+
+// Called twice. First, order = 0: counts[i] = number of tiles that Gaussian i meets. Then, with the sums of counts before each,
+// by number (slot_offsets) and in order of depth (starts): pairs of a Gaussian and a tile. One kernel, so that both times the
+// same instructions round alike.
+template <class T>
+void splat_pairs(const T* rows, const int64_t* order, Threads<> gaussians, int width, int height, int64_t* counts, const int64_t* slot_offsets,
+                 const int64_t* starts, int32_t* tiles, int64_t* entries, int32_t* slot_gaussian) {
+  for_each(gaussians, [=](int64_t k) {
+    const int64_t i = order ? order[k] : k;
+    T row[ROW];
+    rows_to_lanes(rows + ROW * i, ROW, ROW, 1, row);
+    const Box box = box_of(row, width, height);
+    int64_t count = 0;
+    const int64_t slot = order ? slot_offsets[i] : 0, start = order ? starts[k] : 0;
+    if (!box.empty())
+      for_tiles(row, box, width, [&](int32_t x, int32_t y, uint32_t cells) {
+        if (order) {
+          tiles[start + count] = y * int32_t(ceil_div(width, TILE)) + x;
+          entries[start + count] = int64_t(cells) << 32 | (slot + count);
+          slot_gaussian[slot + count] = int32_t(i);
+        }
+        ++count;
+      });
+    if (!order) counts[i] = count;
+  });
+}
+
+POLYFIELD_OP(splat_pairs_f32, splat_pairs<float>)
+POLYFIELD_OP(splat_pairs_f64, splat_pairs<double>)
+
+#else
 
 constexpr int DIGIT = 11, DIGITS = 1 << DIGIT, AHEAD = 12;
 
@@ -114,23 +193,15 @@ const std::vector<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int
 
 // f(tile x, tile y, cells) for the tiles that an ellipse meets, row by row.
 template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, F f) {
-  using R = Lane<T>;
   using I = Lane<int32_t>;
   using U = Lane<uint32_t>;
   constexpr int SPAN = 8;  // tiles whose cells have a bit each in a word
-  const T a = row[CONIC], b = row[CONIC + 1], c = row[CONIC + 2], x = row[MEAN], ex = row[EXTENT], ey = row[EXTENT + 1];
-  // reach = ex^2 det / c, and the ellipse's rightmost point lies at dy = -ex b / c
-  const T det = a * c - b * b, reach = ex * ex * det / c, top = -ex * b / c, inverse = T(1) / a, slack = T(1e-3);
+  const Ellipse<T> ellipse(row);
   alignas(64) uint32_t covered[LANES];
   const int last_row = box.y1 / CELL, first_tile = box.x0 / TILE, last_tile = box.x1 / TILE;
   for (int base = box.y0 / TILE * CELL; base <= last_row; base += LANES) {  // cell rows, whole tile rows at a time
-    const R y0 = (iota<T>() + R(T(base))) * R(T(CELL)) + R(T(0.5) - row[MEAN + 1]), y1 = y0 + R(T(CELL - 1));
-    const auto outside = (y0 > R(ey + slack)) | (y1 < R(-ey - slack));
-    const R yr = min(max(min(max(R(top), y0), y1), R(-ey)), R(ey)), yl = min(max(min(max(R(-top), y0), y1), R(-ey)), R(ey));
-    const R high = R(x) + (sqrt(max(R(reach * a) - R(det) * yr * yr, R(T(0)))) - R(b) * yr) * R(inverse) + R(slack - T(0.5));
-    const R low = R(x) - (sqrt(max(R(reach * a) - R(det) * yl * yl, R(T(0)))) + R(b) * yl) * R(inverse) - R(slack + T(0.5));
-    const I left(ceil(min(max(low, R(T(0))), R(T(width))))), right(floor(min(max(high, R(T(-1))), R(T(width - 1)))));
-    const Mask<int32_t> some = !(Mask<int32_t>(outside) | (left > right));
+    I left, right;
+    const Mask<int32_t> some = ellipse.meets(iota<T>() + Lane<T>(T(base)), width, left, right);
     for (int tile = first_tile; tile <= last_tile; tile += SPAN) {
       const I from = (left >> 2) - I(CELL * tile), to = (right >> 2) - I(CELL * tile);
       const U bits_up = U(~0u) << U(max(min(from, I(31)), I(0))), bits_to = U(~0u) >> U(I(31) - max(min(to, I(31)), I(0)));
@@ -200,5 +271,7 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
 
 POLYFIELD_OP(splat_tiles_f32, splat_tiles<float>)
 POLYFIELD_OP(splat_tiles_f64, splat_tiles<double>)
+
+#endif
 
 }  // namespace polyfield

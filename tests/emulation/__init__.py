@@ -172,7 +172,8 @@ def same(a: Tensor, b: Tensor, rounded: bool) -> bool:
     if rounded and a.is_floating_point():
         scale = float(b.abs().nan_to_num().max()) if b.numel() else 0
         return torch.allclose(a, b, rtol=0, atol=64 * torch.finfo(a.dtype).eps * scale, equal_nan=True)
-    return bool(torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)))
+    # a copy, since one number may call itself contiguous with any stride
+    return torch.equal(*(x.clone(memory_format=torch.contiguous_format).view(torch.uint8) for x in (a, b)))
 
 
 # ---- the tests of the ops, on CUDA kernels --------------------------------------------------------------------------
