@@ -101,6 +101,17 @@ def test_depths_are_fused_unless_told_otherwise(run):
         extract_mesh(opened, resolution=48, crop=(1.25, 1.25, 1.2, 1.3, 1.3, 1.3))
 
 
+def test_outer_boxes_are_kept(run):
+    """They are not connected to the innermost one, whose part may be the largest."""
+    opened = open_run(run)
+    opened.field.bounds_low[:], opened.field.bounds_high[:] = -0.4, 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polyfield.apps.commands.extract._bounds", lambda *_: opened.field.bounds)
+        inner, outer = (extract_mesh(opened, resolution=32, cascades=n) for n in (1, 2))
+    reach = lambda mesh: float((mesh.vertices.amax(0) - mesh.vertices.amin(0)).max())  # noqa: E731
+    assert reach(outer) > 1.5 * reach(inner)
+
+
 def test_the_viewer_opens_it(run):
     with view_run(open_run(run), port=0) as page:
         client = Client(page.server)

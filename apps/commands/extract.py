@@ -55,7 +55,8 @@ def run(
         level: density per scene unit at the surface; by default half opaque within two cells.
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
         cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
-        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all.
+        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all,
+            as do several cascades, whose meshes are not connected.
         target_faces: decimate to about this many triangles.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
@@ -131,7 +132,7 @@ def extract_mesh(
         raise UserError(f"extract: {error}") from error
     if crop is not None:
         mesh = _cropped(mesh, crop, to_world)
-    if components:
+    if components and cascades == 1:  # boxes are not stitched: the largest part would be that of one of them
         mesh = largest_components(mesh, components)
     if target_faces is not None:
         mesh = simplify(mesh, target_faces)
