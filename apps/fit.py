@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..fields.average import Average
 from ..geometry import Camera, Pixels, Rays
 from ..renderers.exposure import Exposure
+from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
 from .devices import CPU, default_generator, read_later
 from .errors import UserError
@@ -67,6 +68,7 @@ class Job:
     losses: Mapping[str, Loss]
     optimizer: torch.optim.Optimizer
     exposure: Exposure | None = None
+    poses: PoseDeltas | None = None
     average: Average | None = None
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
     step: int = 0
@@ -80,7 +82,7 @@ class Job:
         return self.renderer.device
 
     def _parts(self) -> dict[str, Stateful]:
-        known = {"field": self.field, "renderer": self.renderer, "exposure": self.exposure, "average": self.average}
+        known = {name: getattr(self, name) for name in ("field", "renderer", "exposure", "poses", "average")}
         return {name: part for name, part in (known | dict(self.parts)).items() if part is not None}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -93,8 +95,9 @@ class Job:
         return found | {f"random.{k}": g.get_state() for k, g in self._generators().items()}
 
     def scene_tensors(self) -> dict[str, Tensor]:
-        """What is kept when the fit is over, by name: field and renderer; averaged, if there is an average."""
-        found = {k: v for k, v in self.tensors().items() if k.startswith(("field.", "renderer.", "exposure."))}
+        """What is kept when the fit is over, by name; averaged, if there is an average."""
+        kept = ("field.", "renderer.", "exposure.", "poses.")
+        found = {k: v for k, v in self.tensors().items() if k.startswith(kept)}
         means = {} if self.average is None or not self.average.updates else self.average.means
         return found | {f"field.{k}": v for k, v in means.items()}
 
@@ -169,6 +172,7 @@ def fit(
 
 def _one_step(job: Job, spent: float) -> Report:
     view, target, frames = job.batches.draw()
+    view = view if job.poses is None else job.poses(view, frames, spent)
     render = job.renderer.render(job.field, view)
     if job.exposure is not None:
         assert render.pixels.colors is not None

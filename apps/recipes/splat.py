@@ -16,6 +16,8 @@ from ...geometry import Aabb, Gaussians
 from ...renderers.exposure import Exposure
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
+from ...renderers.pose_deltas import PoseConfig
+from ...renderers.protocols import Loss
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
 from ..first_gaussians import FirstGaussians
@@ -82,6 +84,9 @@ class Config:
     """While fitting; None = where photographs have alpha."""
     exposure: bool = False
     """Fit one gain per photograph and channel."""
+    refine_poses: bool = False
+    """Correct the cameras' poses while fitting."""
+    poses: PoseConfig = PoseConfig()
 
     def prepare(self, scene: Scene) -> Scene:
         """Photographs without their lens's distortion."""
@@ -126,15 +131,21 @@ class Config:
         exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         if exposure is not None:
             groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
-        losses = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
+        terms = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
+        losses: dict[str, Loss] = {name: loss for name, loss in terms.items() if loss.weight != 0}
+        poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
+        if poses is not None:
+            groups.append(self.poses.group(poses))
+            losses["poses"] = poses.prior
         batches = ImageBatches(scene.train, seed=seed + 2, device=device)
         return Job(
             field=model,
             renderer=renderer,
             batches=batches,
-            losses={name: loss for name, loss in losses.items() if loss.weight != 0},
+            losses=losses,
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
+            poses=poses,
             parts={"batches": batches},
             elapsed=seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
