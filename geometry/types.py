@@ -49,7 +49,7 @@ class Aabb(_TensorDataclass):
     @staticmethod
     def cube(half: float = 1.0) -> Aabb:
         """[-half, half]^3."""
-        return Aabb(torch.full((3,), -half), torch.full((3,), half))
+        return Aabb(torch.full((3,), -float(half)), torch.full((3,), float(half)))
 
     @property
     def extent(self) -> Tensor:
