@@ -58,9 +58,8 @@ def test_a_fit_and_its_measures(run):
     assert metrics["ssim"] > 0.85
     assert (run / "contact_sheet.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["gaussians"] > rows[0]["gaussians"]
     assert max(row["gaussians"] for row in rows) <= 12_000
-    assert len(open_run(run).field) <= 12_000
+    assert 8_000 < len(open_run(run).field) <= 12_000, "it began with 8,000"
 
 
 def test_pictures(run, tmp_path):
