@@ -7,14 +7,13 @@ the old or the new one. A file cut short by other means fails its own header che
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..geometry.whole_file import write_whole_path
 from .errors import UserError
 
 SUFFIX = ".safetensors"
@@ -25,15 +24,9 @@ def write_whole(path: Path, write: Any) -> None:
 
     Raises UserError naming the file if the disk refuses (full, read-only); what stood at ``path`` is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole_path(path, write)
     except Exception as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or "No space left" in str(error):
             raise UserError(
                 f"{path}: could not be written ({error}); free some space or choose another folder with --run"

@@ -89,6 +89,8 @@ class FirstGaussians:
             budget = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
         else:
             budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
+        length = f"{budget.steps} steps" if budget.seconds is None else f"{budget.seconds:.0f} s"
+        print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
         config = ngp.Config()
         job = config.build(scene, seed, device)
         fit(job, budget, config.after_step())

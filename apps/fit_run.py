@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from .viewer import FitView
 
 
-LESS_MEMORY = "lower --samples-per-step or --field.grid.log2-size, shrink the photographs with --downscale"
-
-
 @dataclass(frozen=True)
 class Options:
     """What every recipe's fit takes."""
@@ -67,7 +64,8 @@ def fit_run(data: str | Path, config: Any, options: Options = Options()) -> Run:
     """
     _check(options)
     device = choose_device(options.device)
-    with enough_memory("fit", device, LESS_MEMORY):
+    remedy = f"lower {config.less_memory}, or shrink the photographs with --downscale"
+    with enough_memory("fit", device, remedy):
         return _fit_run(data, config, options, device)
 
 

@@ -184,6 +184,7 @@ def render_gaussians(
     gaussians = (means, quats, log_scales, logit_opacities, sh)
     degree = _check("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
     _check_drawn("render_gaussians", means, features, background)
+    _check_summed(gaussians, grad_buffers, statistics)
     view = View(width, height, degree, near, blur, antialias, lens)
     drawing = splatting.Drawing(width, height, depths, median_depths)
     return Splats(
@@ -191,6 +192,24 @@ def render_gaussians(
             *gaussians, K, world_to_camera, features, background, view, drawing, grad_buffers, statistics
         )
     )
+
+
+def _check_summed(
+    gaussians: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    grad_buffers: tuple[Tensor, ...] | None,
+    statistics: Tensor | None,
+) -> None:
+    """What backward adds to in place must be as large as what it is of."""
+    names = ("means", "quats", "log_scales", "logit_opacities", "sh")
+    if grad_buffers is not None and len(grad_buffers) != len(names):
+        raise ValueError(f"render_gaussians: grad_buffers: expected 5 tensors, got {len(grad_buffers)}; one for each")
+    for name, tensor, buffer in zip(names, gaussians, grad_buffers or (), strict=False):
+        if tensor is not None:
+            check_shape("render_gaussians", f"grad_buffers: {name}", buffer, tuple(tensor.shape))
+            check_dtype("render_gaussians", f"grad_buffers: {name}", buffer, tensor.dtype)
+    if statistics is not None:
+        check_shape("render_gaussians", "statistics", statistics, (gaussians[0].shape[0], 4))
+        check_dtype("render_gaussians", "statistics", statistics, gaussians[0].dtype)
 
 
 def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:

@@ -9,16 +9,36 @@ None of them makes more Gaussians than it is told to.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..geometry.gaussians import Gaussians, rotations
+from ..geometry.gaussians import Gaussians
+from ..geometry.transforms import quaternion_to_matrix
 from .gaussians import NAMES, GaussianField
 from .optimizer import Adam
 
 MOST_COPIES = 51  # of one Gaussian at a time
 NOISE_LIMIT = 0.06  # opacities above it are shaken by less than a hundredth
+
+
+class Statistics:
+    """What ``render_gaussians`` sums up between two rounds of density control: ``sums`` (G, 4), and resets so far."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.sums = torch.zeros(count, 4, device=device)
+        self.resets = 0
+
+    def clear(self, count: int) -> None:
+        """Begin anew, for this many Gaussians."""
+        self.sums = self.sums.new_zeros(count, 4)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self.sums, "resets": torch.tensor(self.resets, device="cpu")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums, self.resets = state_dict["sums"].to(self.sums.device), int(state_dict["resets"])
 
 
 @torch.no_grad()
@@ -114,7 +134,7 @@ def shake(field: GaussianField, generator: torch.Generator, amount: float) -> No
     if not len(faint) or amount == 0:
         return
     opacities = torch.sigmoid(field.logit_opacities[faint])
-    axes = rotations(field.quats[faint]) * field.log_scales[faint].exp()[:, None]
+    axes = quaternion_to_matrix(field.quats[faint]) * field.log_scales[faint].exp()[:, None]
     noise = torch.randn(len(faint), 3, 1, generator=generator, device=generator.device).to(axes)
     moved = (axes @ (axes.transpose(1, 2) @ noise))[..., 0]
     field.means[faint] += amount * torch.sigmoid(-100 * (opacities - 0.005))[:, None] * moved
@@ -151,7 +171,7 @@ def densify(
     splits = field.log_scales[chosen].exp().amax(-1) > large
     split = chosen[splits]
     new = field.gaussians()[chosen].detach()
-    axes = rotations(field.quats[split]) * field.log_scales[split].exp()[:, None]
+    axes = quaternion_to_matrix(field.quats[split]) * field.log_scales[split].exp()[:, None]
     noise = torch.randn(2, len(split), 3, 1, generator=generator, device=generator.device).to(axes)
     new.means[splits] += (axes @ noise[0])[..., 0]
     new.log_scales[splits] -= math.log(1.6)

@@ -7,10 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..geometry.gaussians import Gaussians
+from ..geometry.gaussians import SH_C0, Gaussians
 from ..geometry.types import Aabb, Mesh
-
-SH0 = 0.28209479177387814  # the constant band
 
 
 def from_points(
@@ -31,7 +29,7 @@ def from_points(
         gap = torch.from_numpy(near[:, 1:]).square().mean(-1).sqrt().to(points)
         gap = gap.clamp(1e-7, float((points.amax(0) - points.amin(0)).norm()) / 10 + 1e-7)
     sh = torch.zeros(G, (degree + 1) ** 2, 3, device=points.device)
-    sh[:, 0] = (colors - 0.5) / SH0
+    sh[:, 0] = (colors - 0.5) / SH_C0
     quats = torch.zeros(G, 4, device=points.device)
     quats[:, 0] = 1
     return Gaussians(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..cuda.sh_basis import sh_basis
-from ..geometry.gaussians import Gaussians, rotations
+from ..geometry.gaussians import Gaussians
+from ..geometry.transforms import quaternion_to_matrix
 from ..geometry.types import Aabb
 from .gaussian_cells import GaussianCells, turned
 from .protocols import FieldOutput
@@ -84,7 +85,7 @@ class GaussianField(nn.Module):
 
     def _axes(self) -> Tensor:
         """(G, 3, 3) from the scene's frame to standard deviations: diag(1 / scales) R^T."""
-        return rotations(self.quats).transpose(1, 2) / self.log_scales.exp().clamp(min=SMALLEST)[:, :, None]
+        return quaternion_to_matrix(self.quats).transpose(1, 2) / self.log_scales.exp().clamp(min=SMALLEST)[:, :, None]
 
     def _strengths(self) -> Tensor:
         """(G,) densities in the middle."""

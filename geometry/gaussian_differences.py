@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .gaussian_transforms import with_degree
-from .gaussians import Gaussians
-from .splat_files._codes import SH_C0
+from .gaussians import SH_C0, Gaussians
 
 
 @dataclass(frozen=True)

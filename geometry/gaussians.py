@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .types import _TensorDataclass
 
+SH_C0 = 0.28209479177387814  # the constant basis function, 1 / (2 sqrt pi)
+
 
 @dataclass(frozen=True)
 class Gaussians(_TensorDataclass):
@@ -56,14 +58,3 @@ class Gaussians(_TensorDataclass):
     def scales(self) -> Tensor:
         """(G, 3) standard deviations."""
         return torch.exp(self.log_scales)
-
-
-def rotations(quats: Tensor) -> Tensor:
-    """Quaternions (N, 4) w, x, y, z of any length -> rotation matrices (N, 3, 3)."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
-        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
-        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
-    ]
-    return torch.stack(rows, -2)

@@ -21,8 +21,13 @@ class FixedBackground(nn.Module):
         super().__init__()
         self.register_buffer("color", torch.tensor(color), persistent=False)
 
+    @property
+    def shown(self) -> Tensor:
+        """(3,) the colour."""
+        return self.color
+
     def forward(self, rays: Rays, fitting: bool) -> Tensor:
-        return self.color.expand(len(rays), 3)
+        return self.shown.expand(len(rays), 3)
 
 
 class RandomBackground(FixedBackground):
@@ -39,5 +44,10 @@ class LearnedBackground(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(3))
 
+    @property
+    def shown(self) -> Tensor:
+        """(3,) the colour as learned so far."""
+        return torch.sigmoid(self.logits)
+
     def forward(self, rays: Rays, fitting: bool) -> Tensor:
-        return torch.sigmoid(self.logits).expand(len(rays), 3)
+        return self.shown.expand(len(rays), 3)

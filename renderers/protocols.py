@@ -65,4 +65,14 @@ class Step:
 
 Loss = Callable[[Step], Tensor]  # a scalar, its weight included
 Opacity = Callable[[FieldOutput, Rays, Samples], Tensor]  # -> alphas (S,)
-Background = Callable[[Rays, bool], Tensor]  # (rays, fitting) -> colours (R, 3)
+
+
+class Background(Protocol):
+    """Called with rays and whether a fit is under way: colours (R, 3)."""
+
+    @property
+    def shown(self) -> Tensor:
+        """(3,) what stands behind the scene in pictures, and behind photographs that have alpha."""
+        ...
+
+    def __call__(self, rays: Rays, fitting: bool) -> Tensor: ...

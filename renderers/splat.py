@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.gaussians import Lens, render_gaussians
+from ..fields.density_control import Statistics
 from ..fields.protocols import Primitives
 from ..geometry import Camera, CameraModel, Pixels, Rays
-from ..geometry.gaussians import rotations
+from ..geometry.transforms import quaternion_to_matrix
 from .protocols import Render
 
 _LENSES = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
@@ -41,12 +42,17 @@ class SplatRenderer(nn.Module):
         self.config, self.random = config, random
         self.generator = torch.Generator()  # random backgrounds while fitting
         self.degree: int | None = None  # highest band of the colours in use; None = all
-        self.statistics: Tensor | None = None  # (G, 4), if density control wants it: see ``render_gaussians``
+        self.statistics: Statistics | None = None  # summed up while fitting, if density control wants it
 
     @property
     def device(self) -> torch.device:
         """Where it works."""
         return self.background.device
+
+    @property
+    def backdrop(self) -> Tensor:
+        """(3,) the colour behind the scene in pictures."""
+        return self.background
 
     def render(
         self, field: Primitives, view: Camera | Rays, *, normals: bool = False, median_depths: bool = False
@@ -92,7 +98,7 @@ class SplatRenderer(nn.Module):
             antialias=self.config.antialias,
             lens=lens,
             grad_buffers=buffers if len(buffers) == len(parameters) else None,
-            statistics=self.statistics if fit else None,
+            statistics=self.statistics.sums if fit and self.statistics is not None else None,
         )
         depths = drawn.median_depths
         if drawn.z_depths is not None:
@@ -118,7 +124,7 @@ def lengthening(camera: Camera) -> Tensor:
 
 def _normals(quats: Tensor, log_scales: Tensor, means: Tensor, camera: Camera) -> Tensor:
     """(G, 3) the flattest axis of each Gaussian, pointing to the camera."""
-    axes = rotations(quats).transpose(1, 2)
+    axes = quaternion_to_matrix(quats).transpose(1, 2)
     normal = axes[torch.arange(len(quats), device=quats.device), log_scales.argmin(-1)]
     towards = camera.camera_to_world[:3, 3].to(means) - means
     return normal * torch.where((normal * towards).sum(-1, keepdim=True) < 0, -1.0, 1.0)

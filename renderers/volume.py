@@ -60,6 +60,11 @@ class VolumeRenderer(nn.Module):
         return self.occupancy.densities.device
 
     @property
+    def backdrop(self) -> Tensor:
+        """(3,) the colour behind the scene in pictures."""
+        return self.background.shown.detach()
+
+    @property
     def step(self) -> float:
         """Length of the shortest interval, scene units."""
         return 2 * 3**0.5 * self.occupancy.half_extent / self.config.steps_per_diagonal

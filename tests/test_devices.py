@@ -82,7 +82,7 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
 
         frame = scene.test[0]
         pixels = job.renderer.render(job.field, frame.camera).pixels
-        found = psnr(pixels.colors, photograph(frame, job.renderer.background, DEVICE))
+        found = psnr(pixels.colors, photograph(frame, job.renderer))
         painting = Painting(
             Stage(job.field, job.renderer), frame.camera.resized(6, 4), box=Aabb.cube(0.5), normals=True
         )
@@ -97,9 +97,7 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
     here.restore(*Checkpoints(tmp_path, 1.0).load())
     assert here.step == 2
     pixels = here.renderer.render(here.field, frame.camera).pixels
-    assert psnr(pixels.colors, photograph(frame, here.renderer.background, devices.CPU)) == pytest.approx(
-        found, abs=0.1
-    )
+    assert psnr(pixels.colors, photograph(frame, here.renderer)) == pytest.approx(found, abs=0.1)
     assert all(value < 10 for value in step(here).values())
     Checkpoints(tmp_path, 1.0).save(here)
     with fake_gpu():

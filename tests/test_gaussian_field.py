@@ -9,8 +9,8 @@ from polyfield.fields.gaussians import GaussianField
 from polyfield.fields.protocols import Distance, Field, Primitives
 from polyfield.geometry import Aabb, Camera, Gaussians
 from polyfield.geometry import transforms as tf
-from polyfield.geometry.gaussians import rotations
 from polyfield.geometry.occupancy import OccupancyGrid
+from polyfield.geometry.transforms import quaternion_to_matrix
 from polyfield.renderers.background import FixedBackground
 from polyfield.renderers.opacity import density
 from polyfield.renderers.splat import SplatRenderer
@@ -35,7 +35,7 @@ def field_of(gaussians):
 
 def all_against_all(field, points):
     g = field.gaussians()
-    local = torch.einsum("gji,ngj->ngi", rotations(g.quats), points[:, None] - g.means) / g.scales
+    local = torch.einsum("gji,ngj->ngi", quaternion_to_matrix(g.quats), points[:, None] - g.means) / g.scales
     square = local.square().sum(-1)
     strengths = -torch.log(1 - g.opacities) / (math.sqrt(2 * math.pi) * g.scales.amin(-1))
     return torch.where(square <= 9, strengths * torch.exp(-square / 2), 0).sum(1)
@@ -53,7 +53,7 @@ def test_a_ray_through_the_middle_is_absorbed_as_the_ellipse_is(opacity):
     quats, scales = torch.tensor([[0.3, -0.5, 0.7, 0.2]]), torch.tensor([[0.3, 0.05, 0.2]])
     logit = torch.tensor([math.log(opacity / (1 - opacity))])
     field = field_of(Gaussians(torch.tensor([[0.1, 0.2, -0.1]]), quats, scales.log(), logit, torch.zeros(1, 1, 3)))
-    axis = rotations(quats)[0, :, 1]
+    axis = quaternion_to_matrix(quats)[0, :, 1]
     t = torch.linspace(-0.2, 0.2, 4001)
     sigma = field.query(field.means[0].detach() + t[:, None] * axis).values.detach()
     absorbed = 1 - torch.exp(-sigma.sum() * 1e-4)

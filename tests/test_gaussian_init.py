@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from polyfield.fields.gaussian_init import SH0, from_points, mesh_points, random_points
+from polyfield.fields.gaussian_init import from_points, mesh_points, random_points
 from polyfield.geometry import Aabb, Mesh
+from polyfield.geometry.gaussians import SH_C0
 
 
 def test_as_large_as_the_gaps():
@@ -19,7 +20,7 @@ def test_as_large_as_the_gaps():
     assert torch.equal(g.means, points) and g.means.data_ptr() != points.data_ptr()
     assert g.quats.tolist() == [[1, 0, 0, 0]] * 1728
     assert g.sh.shape == (1728, 9, 3)
-    torch.testing.assert_close(g.sh[:, 0] * SH0 + 0.5, colors)
+    torch.testing.assert_close(g.sh[:, 0] * SH_C0 + 0.5, colors)
     assert not g.sh[:, 1:].any()
 
 

@@ -192,6 +192,19 @@ def test_gradient_buffers_and_statistics():
     torch.testing.assert_close(statistics[:, 1], rows.grad[:, 6:8].norm(dim=1))
 
 
+def test_what_backward_adds_to_is_as_large_as_the_gaussians():
+    gaussians, K, pose = scene(20, dtype=torch.float32)
+    draw = lambda **options: render_gaussians(*gaussians, K, pose, 8, 8, **options)  # noqa: E731
+    with pytest.raises(ValueError, match=r"statistics: expected shape \(20, 4\), got \(0, 4\)"):
+        draw(statistics=torch.zeros(0, 4))
+    with pytest.raises(TypeError, match=r"statistics: expected float32, got float64"):
+        draw(statistics=torch.zeros(20, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="grad_buffers: expected 5 tensors, got 2"):
+        draw(grad_buffers=gaussians[:2])
+    with pytest.raises(ValueError, match=r"grad_buffers: quats: expected shape \(20, 4\), got \(19, 4\)"):
+        draw(grad_buffers=(gaussians[0], gaussians[1][:19], *gaussians[2:]))
+
+
 def test_a_lower_degree_and_no_colors():
     gaussians, K, pose = scene(80, degree=2)
     low = [*gaussians[:4], gaussians[4][:, :4]]

@@ -12,7 +12,7 @@ from polyfield.apps.errors import UserError
 from polyfield.apps.first_gaussians import FirstGaussians, Source
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
-from polyfield.apps.recipes import splat
+from polyfield.apps.recipes import splat, splat_classic, splat_mip
 from polyfield.apps.run import open_run
 from polyfield.apps.viewer import view_run
 from polyfield.apps.viewer.panel import Panel
@@ -30,6 +30,13 @@ SMALL = replace(
     sh_degree=1,
     max_gaussians=2600,
 )
+
+SHARED = dict(first=SMALL.first, sh_degree=1, max_gaussians=2600)
+RECIPES = {
+    "splat": SMALL,
+    "splat_classic": splat_classic.Config(**SHARED, classic=splat_classic.ClassicControl(every=10, threshold=2e-5)),
+    "splat_mip": splat_mip.Config(**SHARED, control=SMALL.control, filter_every=10),
+}
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +127,36 @@ def test_the_viewer_opens_it(run):
         panel.close()
 
 
-def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path):
-    budget = Budget(steps=60)
-    straight = SMALL.build(scene, 1, budget=budget)
-    fit(straight, budget, SMALL.after_step())
-    first = SMALL.build(scene, 1, budget=budget)
-    fit(first, budget, SMALL.after_step(), stop=lambda: first.step >= 37)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path, recipe):
+    config, budget = RECIPES[recipe], Budget(steps=60)
+    straight = config.build(scene, 1, budget=budget)
+    fit(straight, budget, config.after_step())
+    first = config.build(scene, 1, budget=budget)
+    fit(first, budget, config.after_step(), stop=lambda: first.step >= 37)
     Checkpoints(tmp_path, 1.0).save(first)
-    second = SMALL.build(scene, 2)
+    second = config.build(scene, 2)
     assert len(second.field) == 0
     second.restore(*Checkpoints(tmp_path, 1.0).load())
     assert second.step == 37
     assert 2000 < len(second.field) == len(first.field)
-    fit(second, budget, SMALL.after_step())
+    fit(second, budget, config.after_step())
     a, b = tensors(straight), tensors(second)
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("recipe", ["splat_classic", "splat_mip"])
+def test_the_other_recipes_fit(scene, recipe):
+    config, budget, losses = RECIPES[recipe], Budget(steps=150), []
+    job = config.build(scene, 0, budget=budget)
+    fit(job, budget, [*config.after_step(), lambda report: losses.append(report.terms["photometric"])])
+    assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
+    assert 1000 < len(job.field) <= 2600
+    if recipe == "splat_mip":
+        finest = splat_mip.footprints(job.field.means.detach(), job.batches.cameras) * config.smallest
+        assert (job.field.log_scales.amin(-1) >= finest.log() - 1e-3).all()
 
 
 def test_equal_seeds_give_equal_fits(scene):

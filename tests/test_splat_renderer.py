@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from polyfield.fields.gaussian_init import SH0, from_points
+from polyfield.fields.gaussian_init import from_points
 from polyfield.fields.gaussians import GaussianField
 from polyfield.geometry import Aabb, Camera, CameraModel
 from polyfield.geometry import transforms as tf
+from polyfield.geometry.gaussians import SH_C0
 from polyfield.renderers.splat import SplatConfig, SplatRenderer, lengthening
 
 UP = torch.tensor([0.0, 0, 1])
@@ -77,7 +78,7 @@ def test_colors_over_the_background():
     pixels = SplatRenderer((0.0, 1.0, 0.5)).eval().render(field, camera()).pixels
     expected = 0.25 * pixels.alphas[..., None] + torch.tensor([0.0, 1.0, 0.5]) * (1 - pixels.alphas[..., None])
     torch.testing.assert_close(pixels.colors, expected, atol=1e-4, rtol=0)
-    assert (SH0 * field.sh[:, 0] + 0.5 - 0.25).abs().max() < 1e-6
+    assert (SH_C0 * field.sh[:, 0] + 0.5 - 0.25).abs().max() < 1e-6
 
 
 def test_backgrounds_are_random_while_fitting_only():

@@ -59,7 +59,7 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
         pixels = run.renderer.render(run.field, frame.camera).pixels
         wait(run.device)
         seconds = time.perf_counter() - start
-        target = photograph(frame, run.renderer.background, run.device)
+        target = photograph(frame, run.renderer)
         mask = None if frame.mask is None else frame.mask.to(run.device)
         view = {
             "name": frame.name,
@@ -99,19 +99,6 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     return metrics
 
 
-def photograph(frame: Any, background: Any, device: Any) -> Any:
-    """A frame's colours (H, W, 3) in [0, 1] on ``device``, over the background there where it has alpha."""
-    import torch
-
-    from ...geometry import Rays
-
-    colors = frame.colors.to(device).float() / 255
-    if frame.alphas is None:
-        return colors
-    alphas = frame.alphas.to(device).float()[..., None] / 255
-    if isinstance(background, torch.Tensor):
-        behind = background
-    else:
-        one = torch.zeros(1, 3, device=device)
-        behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
-    return colors * alphas + behind * (1 - alphas)
+def photograph(frame: Any, renderer: Any) -> Any:
+    """A frame's colours (H, W, 3) in [0, 1] where the renderer works, over its backdrop where the frame has alpha."""
+    return frame.over(renderer.backdrop.cpu()).to(renderer.device)

@@ -76,6 +76,7 @@ class Config:
     """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches."""
 
     default_steps: ClassVar[int] = 4000
+    less_memory: ClassVar[str] = "--samples-per-step or --field.grid.log2-size"
 
     field: RadianceGridConfig = field(
         default_factory=lambda: RadianceGridConfig(

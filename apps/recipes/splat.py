@@ -65,6 +65,7 @@ class Config:
     """3D Gaussians: real-time pictures; MCMC density control under a hard cap."""
 
     default_steps: ClassVar[int] = 7000
+    less_memory: ClassVar[str] = "--max-gaussians or --sh-degree"
 
     sh_degree: int = 3
     first: FirstGaussians = FirstGaussians()

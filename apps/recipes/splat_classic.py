@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...datasets.scene import Scene
 from ...fields import density_control
@@ -41,23 +39,6 @@ class ClassicControl:
     """Share of the budget between resets of the opacities; 0 = none."""
 
 
-class Statistics:
-    """What ``render_gaussians`` sums up between two rounds of density control."""
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.sums = torch.zeros(count, 4, device=device)
-        self.resets = 0
-
-    def clear(self, count: int) -> None:
-        self.sums = self.sums.new_zeros(count, 4)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "resets": torch.tensor(self.resets, device=CPU)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.resets = state_dict["sums"].to(self.sums.device), int(state_dict["resets"])
-
-
 @dataclass(frozen=True)
 class Config(splat.Config):
     """3D Gaussian Splatting with the published density control, under a hard cap."""
@@ -70,25 +51,23 @@ class Config(splat.Config):
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """As ``splat``'s, with the sums that density control goes by."""
         job = super().build(scene, seed, device, budget)
-        job.parts = {**job.parts, "statistics": Statistics(len(job.field), device)}  # type: ignore[arg-type]
-        job.renderer.statistics = job.parts["statistics"].sums  # type: ignore[attr-defined]
+        statistics = density_control.Statistics(len(job.field), device)  # type: ignore[arg-type]
+        job.parts = {**job.parts, "statistics": statistics}
+        job.renderer.statistics = statistics  # type: ignore[attr-defined]
         return job
 
     def control_density(self, report: Report) -> None:
         job, c, sums = report.job, self.classic, report.job.parts["statistics"]
         assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
-        assert isinstance(sums, Statistics)
+        assert isinstance(sums, density_control.Statistics)
         if c.begin <= report.spent < c.end:
             if job.step % c.every == 0:
                 self._densify(report, sums)
             if c.reset_every and int(report.spent / c.reset_every) > sums.resets:
                 sums.resets += 1
                 density_control.reset_opacities(job.field, job.optimizer)
-            job.renderer.statistics = sums.sums
-        else:
-            job.renderer.statistics = None
 
-    def _densify(self, report: Report, sums: Statistics) -> None:
+    def _densify(self, report: Report, sums: density_control.Statistics) -> None:
         job, c, camera = report.job, self.classic, report.step.view
         assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
         gradients = sums.sums.clone()

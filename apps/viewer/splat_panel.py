@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...fields.gaussian_init import SH0
 from ...geometry import Gaussians
 from ...geometry.gaussian_transforms import transform
-from ...geometry.gaussians import rotations
+from ...geometry.gaussians import SH_C0
 from ...geometry.splat_io import save_gaussians
+from ...geometry.transforms import quaternion_to_matrix
 from .splat_painting import Selection
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ SMALLEST, LARGEST = -4.0, 2.0  # log10 of the longest standard deviation, scene 
 
 def for_browser(gaussians: Gaussians) -> dict[str, Any]:
     """The arguments of viser's ``add_gaussian_splats``."""
-    axes = rotations(gaussians.quats) * gaussians.scales[:, None]
+    axes = quaternion_to_matrix(gaussians.quats) * gaussians.scales[:, None]
     return {
         "centers": gaussians.means.cpu().numpy(),
         "covariances": (axes @ axes.transpose(1, 2)).cpu().numpy(),
-        "rgbs": (gaussians.sh[:, 0] * SH0 + 0.5).clamp(0, 1).cpu().numpy(),
+        "rgbs": (gaussians.sh[:, 0] * SH_C0 + 0.5).clamp(0, 1).cpu().numpy(),
         "opacities": gaussians.opacities[:, None].cpu().numpy(),
     }
 

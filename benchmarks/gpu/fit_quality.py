@@ -60,6 +60,6 @@ def _quality(job: Job, scene: Scene) -> float:
     scores = []
     for frame in scene.test:
         colors = job.renderer.render(job.field, frame.camera).pixels.colors  # type: ignore[arg-type]
-        target = photograph(frame, job.renderer.background, job.device)
+        target = photograph(frame, job.renderer)
         scores.append(psnr(colors, target, None if frame.mask is None else frame.mask.to(job.device)))
     return statistics.mean(scores)

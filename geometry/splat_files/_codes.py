@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..gaussians import Gaussians
 
-SH_C0 = 0.28209479177387814  # the constant basis function, 1 / (2 sqrt pi)
 SQRT_HALF = 0.7071067811865476
 TINY = float(np.finfo(np.float32).tiny)  # a scale of zero is read as this
 Array = NDArray[Any]

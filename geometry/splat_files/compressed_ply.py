@@ -13,10 +13,9 @@ from typing import IO
 
 import numpy as np
 
-from ..gaussians import Gaussians
+from ..gaussians import SH_C0, Gaussians
 from ._checks import bad, check_memory
 from ._codes import (
-    SH_C0,
     Array,
     from_smallest_three,
     logit_of_bytes,

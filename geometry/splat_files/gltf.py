@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from ..gaussian_transforms import transform, with_degree
-from ..gaussians import Gaussians
+from ..gaussians import SH_C0, Gaussians
 from ..transforms import quaternion_to_matrix
 from ._checks import SplatError, bad, check_memory
-from ._codes import SH_C0, Array, log_scales, logit, to_arrays, to_gaussians
+from ._codes import Array, log_scales, logit, to_arrays, to_gaussians
 from ._gltf_accessors import Buffers, open_gltf
 
 SUFFIXES = (".glb", ".gltf")

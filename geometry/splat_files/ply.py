@@ -13,10 +13,10 @@ from typing import IO
 
 import numpy as np
 
-from ..gaussians import Gaussians
+from ..gaussians import SH_C0, Gaussians
 from . import compressed_ply
 from ._checks import bad, check_memory
-from ._codes import SH_C0, Array, to_gaussians
+from ._codes import Array, to_gaussians
 from ._ply_elements import columns, element_counts, read_elements
 
 SUFFIXES = (".ply",)

@@ -11,9 +11,9 @@ from typing import IO
 
 import numpy as np
 
-from ..gaussians import Gaussians
+from ..gaussians import SH_C0, Gaussians
 from ._checks import bad, check_memory
-from ._codes import SH_C0, log_scales, logit_of_bytes, opacity_bytes, to_arrays, to_bytes, to_gaussians
+from ._codes import log_scales, logit_of_bytes, opacity_bytes, to_arrays, to_bytes, to_gaussians
 
 SUFFIXES = (".splat",)
 DEGREE = 0
