@@ -105,6 +105,16 @@ def check_adam() -> float:
     return _error(ours.detach(), theirs.detach())
 
 
+def check_sh_adam() -> float:
+    from ..cuda.sh_adam import sh_adam_
+
+    # The first step has the length of the rate, against the gradient's sign.
+    sh, moments, factors = torch.zeros(100, 4, 3), [torch.zeros(100, 4, 3) for _ in range(2)], _random(100, 6) + 0.1
+    sign = torch.tensor([1.0, -1, 1, -1])[:, None].expand(100, 4, 3)
+    sh_adam_(sh, factors, *moments, degree=1, step=1, lr=0.1)
+    return max(_error(sh, -0.1 * sign), float(factors[:, 3:].abs().max()))
+
+
 def check_gaussians() -> float:
     from ..cuda.gaussians import render_gaussians
 
@@ -153,6 +163,7 @@ CHECKS: dict[str, Callable[[], float]] = {
     "composite": check_composite,
     "marching_cubes": check_marching_cubes,
     "sparse_adam": check_adam,
+    "sh_adam": check_sh_adam,
     "gaussians": check_gaussians,
     "ssim": check_ssim,
 }

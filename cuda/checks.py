@@ -25,6 +25,13 @@ def check_dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> Non
         raise TypeError(f"{op}: {name}: expected {wanted}, got {got}; convert it with .to({dtypes[0]})")
 
 
+def check_contiguous(op: str, name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless ``tensor``, which is written to in place, is contiguous."""
+    if not tensor.is_contiguous():
+        strides = tensor.stride()
+        raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {strides}; call .contiguous()")
+
+
 def check_device(op: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless all tensors, given by their names, are on one device. None counts for nothing."""
     given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]

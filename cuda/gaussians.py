@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import splatting
 from .checks import FLOATS, check_dtype, check_range, check_shape
+from .sh_adam import FACTORS
 from .splatting import Lens, View
 
 __all__ = ["Lens", "Projected", "Splats", "project_gaussians", "rasterize_gaussians", "render_gaussians"]
@@ -177,6 +178,8 @@ def render_gaussians(
     Args:
         grad_buffers: five tensors like means, quats, log_scales, logit_opacities and sh, to which backward adds their
             gradients, not handing them to autograd: no allocation, and Gaussians that are not seen are not touched.
+            The last may be (G, 6) instead: backward puts there the two factors, direction and gradient of the colour,
+            of which ``sh_adam_`` makes the gradient to sh; so there is one backward pass before it.
         statistics: (G, 4), for density control; backward adds to it in place, per Gaussian that is seen: the length of
             the gradient to its ``means2d``, the same of the sum of absolute values over pixels (AbsGS), and 1; the
             last column becomes the largest half width or height so far, in pixels.
@@ -205,7 +208,9 @@ def _check_summed(
         raise ValueError(f"render_gaussians: grad_buffers: expected 5 tensors, got {len(grad_buffers)}; one for each")
     for name, tensor, buffer in zip(names, gaussians, grad_buffers or (), strict=False):
         if tensor is not None:
-            check_shape("render_gaussians", f"grad_buffers: {name}", buffer, tuple(tensor.shape))
+            factored = name == "sh" and buffer.dim() == 2
+            shape = (tensor.shape[0], FACTORS) if factored else tuple(tensor.shape)
+            check_shape("render_gaussians", f"grad_buffers: {name}", buffer, shape)
             check_dtype("render_gaussians", f"grad_buffers: {name}", buffer, tensor.dtype)
     if statistics is not None:
         check_shape("render_gaussians", "statistics", statistics, (gaussians[0].shape[0], 4))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
 from .native import launch
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -168,11 +168,7 @@ def _check(op: str, points: Tensor, table: Tensor, layout: HashLayout, half: Ten
     if table_grad is not None:
         check_shape(op, "table_grad", table_grad, (layout.entries, layout.features))
         check_dtype(op, "table_grad", table_grad, _compute_dtype(table))
-        if not table_grad.is_contiguous():
-            strides = table_grad.stride()
-            raise ValueError(
-                f"{op}: table_grad: expected a contiguous tensor, got strides {strides}; call .contiguous()"
-            )
+        check_contiguous(op, "table_grad", table_grad)
 
 
 def _compute_dtype(table: Tensor) -> torch.dtype:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
 from .native import launch
 
 _LANES = 16  # the widest there are
@@ -65,9 +65,7 @@ def sparse_adam_(
         check_dtype(op, "param", param, torch.float32)
     check_device(op, **tensors)
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous():
-            strides = tensor.stride()
-            raise ValueError(f"{op}: {name}: expected a contiguous tensor, got strides {strides}; call .contiguous()")
+        check_contiguous(op, name, tensor)
     if column_rates is not None:
         check_shape(op, "column_rates", column_rates, (None,))
         check_dtype(op, "column_rates", column_rates, param.dtype)
@@ -105,16 +103,28 @@ def _update(
     dense: bool,
     column_rates: Tensor | None = None,
 ) -> None:
-    step_size = lr / (1 - beta1**step)
-    root_correction = 1 / math.sqrt(1 - beta2**step)
+    numbers = (*adam_rates(step, lr, beta1, beta2, eps, weight_decay, column_rates), int(dense))
+    half_format = _FORMATS[None if half is None else half.dtype]
+    tensors = (param, grad, exp_avg, exp_avg_sq, half)
+    launch("sparse_adam", param.dtype, *tensors, param.numel(), *numbers, half_format)
+
+
+def adam_rates(
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    column_rates: Tensor | None = None,
+) -> tuple[float | int | Tensor | None, ...]:
+    """As the kernels take them (``AdamRates`` in ``include/adam.h``); columns are repeated beyond a lane's width."""
+    step_size, root_correction = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
     columns, width = None, 1
     if column_rates is not None:
         width = len(column_rates)
         columns = column_rates.repeat(1 + -(-_LANES // width))[: width + _LANES].contiguous()
-    numbers = (beta1, beta2, step_size, root_correction, eps, lr * weight_decay, columns, width, int(dense))
-    half_format = _FORMATS[None if half is None else half.dtype]
-    tensors = (param, grad, exp_avg, exp_avg_sq, half)
-    launch("sparse_adam", param.dtype, *tensors, param.numel(), *numbers, half_format)
+    return beta1, beta2, step_size, root_correction, eps, lr * weight_decay, columns, width
 
 
 _sparse_adam = torch.library.custom_op(

@@ -98,7 +98,7 @@ def project_backward(
 ) -> Tensor | None:
     """From grad_rows or, where that is None, from slots. Adds to ``buffers``, where not None, and ``statistics``.
 
-    -> the gradient of the pose.
+    A last buffer of two dimensions is written to: the factors of the gradient to sh. -> the gradient of the pose.
     """
     means, sh = gaussians[0], gaussians[4]
     grad_pose = torch.zeros(_chunks(means), 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
@@ -107,7 +107,8 @@ def project_backward(
     if lists is not None and grad_rows is None:
         given = (None, slots, lists.slot_gaussian, lists.slot_offsets, len(lists.slot_offsets) - 1)
     arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
-    launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, grad_pose, statistics)
+    factored = int(_is_factored(buffers))
+    launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, factored, grad_pose, statistics)
     if grad_pose is None:
         return None
     return torch.cat([grad_pose.sum(0), grad_pose.new_zeros(1, 4)]).to(pose.dtype)
@@ -323,6 +324,8 @@ class Render(torch.autograd.Function):
         lists = sort(rows, counts, what.width, what.height)
         images = draw(rows, lists, features, background, what)
         ctx.view, ctx.what, ctx.lists, ctx.buffers, ctx.statistics = view, what, lists, buffers, statistics
+        ctx.factors = buffers[4] if buffers is not None and _is_factored(buffers) else None
+        ctx.unused = None if ctx.factors is None else ctx.factors._version
         ctx.save_for_backward(*gaussians, K, pose, rows, features, background, *images)
         extents = rows[:, 6:8]
         ctx.mark_non_differentiable(extents, *(() if images[3] is None else (images[3],)))
@@ -335,6 +338,11 @@ class Render(torch.autograd.Function):
         *gaussians, K, pose, rows, features, background = ctx.saved_tensors[:10]
         images = ctx.saved_tensors[10:]
         needs = ctx.needs_input_grad
+        if ctx.factors is not None and ctx.factors._version != ctx.unused:
+            raise RuntimeError(
+                "render_gaussians: grad_buffers: expected factors that no other render has written to since, got such; "
+                "step, or give a buffer like sh, in which gradients add up"
+            )
         slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
         buffers = ctx.buffers if ctx.buffers is not None else _new_buffers(gaussians, needs)
         grad_pose = project_backward(
@@ -346,6 +354,11 @@ class Render(torch.autograd.Function):
         grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
         given = (None,) * 5 if ctx.buffers is not None else buffers
         return *given, None, grad_pose, grad_features, grad_background, None, None, None, None
+
+
+def _is_factored(buffers: tuple[Tensor | None, ...]) -> bool:
+    """Whether the last, of colours, takes the factors of their gradient."""
+    return buffers[4] is not None and buffers[4].dim() == 2
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cuda.checks import check_dtype, check_range, check_shape
 from ..cuda.memory import prefer_large_pages
 from ..cuda.sparse_adam import sparse_adam_
+from .sh_factors import ShFactors
 
 
 def _zeros(param: Tensor) -> Tensor:
@@ -37,6 +38,8 @@ class Adam(torch.optim.Optimizer):
             colours of Gaussians, whose first band learns faster.
         half (in a group's dict only): for each parameter a bfloat16 or float16 tensor of its shape, or None. Kept a
             rounded copy of the parameter from now on. Not part of ``state_dict``.
+        factors (in a group's dict only): for each parameter a ``ShFactors``, or None. They are stepped by in place of
+            ``param.grad``, which is then not allocated. Not part of ``state_dict``.
 
     NaN and infinite gradients go into the parameters that they belong to, as in torch's optimizers: the loop that
     calls ``step`` looks at its loss first, and leaves the step out (``zero_grad`` then clears the buffers).
@@ -52,12 +55,14 @@ class Adam(torch.optim.Optimizer):
         sparse: bool = False,
     ) -> None:
         self._halves: dict[Tensor, Tensor] = {}
+        self._factors: dict[Tensor, ShFactors] = {}
         self._clean: dict[Tensor, tuple[int, int]] = {}  # gradient buffers known to be zero: (address, version)
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, sparse=sparse))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_halves", {})
+        self.__dict__.setdefault("_factors", {})
         self.__dict__.setdefault("_clean", {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -66,15 +71,18 @@ class Adam(torch.optim.Optimizer):
         Raises ValueError for a negative learning rate or weight decay or betas outside [0, 1), TypeError for dtypes.
         """
         halves = param_group.get("half")
-        super().add_param_group({key: value for key, value in param_group.items() if key != "half"})
+        apart = ("half", "factors")
+        super().add_param_group({key: value for key, value in param_group.items() if key not in apart})
         group = self.param_groups[-1]
         check_range("Adam", "lr", float(group["lr"]), 0, float("inf"))
         check_range("Adam", "weight_decay", group["weight_decay"], 0, float("inf"))
         for name, beta in zip(("betas[0]", "betas[1]"), group["betas"], strict=True):
             check_range("Adam", name, beta, 0, 1 - 1e-9)
+        factors = param_group.get("factors") or [None] * len(group["params"])
+        self._factors |= {p: f for p, f in zip(group["params"], factors, strict=True) if f is not None}
         for param in group["params"]:
             check_dtype("Adam", "params", param, torch.float32, torch.float64)
-            if group["sparse"] and param.grad is None:
+            if group["sparse"] and param.grad is None and param not in self._factors:
                 param.grad = _zeros(param)
                 self._mark_clean(param)
         if halves is not None:
@@ -107,7 +115,7 @@ class Adam(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None:
+                if param.grad is not None or param in self._factors:
                     self._step_param(group, param, self.state[param])
         return loss
 
@@ -117,24 +125,18 @@ class Adam(torch.optim.Optimizer):
             state["exp_avg"] = _zeros(param)
             state["exp_avg_sq"] = _zeros(param)
         state["step"] += 1
+        (beta1, beta2), moments = group["betas"], (state["exp_avg"], state["exp_avg_sq"])
+        numbers = dict(step=state["step"], lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"])
+        numbers["column_rates"] = group.get("column_rates")
+        if param in self._factors:
+            self._factors[param].step(param, *moments, **numbers)
+            return
         assert param.grad is not None
         if not param.grad.is_contiguous():
             param.grad = param.grad.contiguous()
-        sparse_adam_(
-            param,
-            param.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            step=state["step"],
-            lr=float(group["lr"]),
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            half=self._halves.get(param),
-            dense=not group["sparse"],
-            column_rates=group.get("column_rates"),
-        )
+        half, dense = self._halves.get(param), not group["sparse"]
+        decay = group["weight_decay"]
+        sparse_adam_(param, param.grad, *moments, **numbers, weight_decay=decay, half=half, dense=dense)
         if group["sparse"]:
             self._mark_clean(param)
 
@@ -158,6 +160,9 @@ class Adam(torch.optim.Optimizer):
             self.state[new] = state
         self._halves.pop(old, None)
         self._clean.pop(old, None)
+        if old in self._factors:
+            self._factors[new] = self._factors.pop(old)
+            self._factors[new].clear()
         if old.grad is not None:
             new.grad = _zeros(new)
             self._mark_clean(new)
@@ -166,6 +171,8 @@ class Adam(torch.optim.Optimizer):
         """Clear the gradients. Buffers of sparse groups stay; they are cleared only if written since the last step."""
         for group in self.param_groups:
             for param in group["params"]:
+                if param in self._factors:
+                    self._factors[param].clear()
                 if param.grad is None:
                     continue
                 if group["sparse"]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..cuda.gaussians import Lens, render_gaussians
 from ..fields.density_control import Statistics
 from ..fields.protocols import Primitives
+from ..fields.sh_factors import ShFactors
 from ..geometry import Camera, CameraModel, Pixels, Rays
 from ..geometry.transforms import quaternion_to_matrix
 from .protocols import Render
@@ -42,6 +43,7 @@ class SplatRenderer(nn.Module):
         self.config, self.random = config, random
         self.generator = torch.Generator()  # random backgrounds while fitting
         self.degree: int | None = None  # highest band of the colours in use; None = all
+        self.color_gradient: ShFactors | None = None  # where the colours' goes while fitting, if not to autograd
         self.statistics: Statistics | None = None  # summed up while fitting, if density control wants it
 
     @property
@@ -81,7 +83,8 @@ class SplatRenderer(nn.Module):
         background = self._background()
         fit = self.training and torch.is_grad_enabled()
         parameters = (g.means, g.quats, g.log_scales, g.logit_opacities, g.sh)
-        buffers = tuple(p.grad for p in parameters if p.grad is not None) if fit else ()
+        degree = self.degree if fit and self.degree is not None else g.degree
+        buffers = self._gradient_buffers(parameters, degree) if fit else None
         drawn = render_gaussians(
             *parameters,
             camera.K,
@@ -92,12 +95,12 @@ class SplatRenderer(nn.Module):
             background=background,
             depths=not (fit or median_depths),
             median_depths=not fit and median_depths,
-            degree=self.degree if fit else None,
+            degree=degree,
             near=self.config.near,
             blur=self.config.blur,
             antialias=self.config.antialias,
             lens=lens,
-            grad_buffers=buffers if len(buffers) == len(parameters) else None,
+            grad_buffers=buffers,
             statistics=self.statistics.sums if fit and self.statistics is not None else None,
         )
         depths = drawn.median_depths
@@ -107,6 +110,14 @@ class SplatRenderer(nn.Module):
             depths = depths * lengthening(camera)
         directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
         return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
+
+    def _gradient_buffers(self, parameters: tuple[Tensor, ...], degree: int) -> tuple[Tensor, ...] | None:
+        """Where an optimizer wants gradients to be added; None = it leaves that to autograd."""
+        *others, sh = (p.grad for p in parameters)
+        if self.color_gradient is not None:
+            sh = self.color_gradient.open(parameters[-1], degree)
+        buffers = tuple(b for b in (*others, sh) if b is not None)
+        return buffers if len(buffers) == len(parameters) else None
 
     def _background(self) -> Tensor:
         if not (self.training and self.random):

@@ -18,6 +18,8 @@ from tests.test_gaussians import test_no_gaussians_and_none_in_sight as test_not
 from tests.test_gaussians import test_small_images_match_the_reference as test_small_images
 from tests.test_gaussians import test_the_parts_agree_with_the_whole as test_parts
 from tests.test_gaussians import test_zero_quaternions_and_gaussians_around_the_camera as test_extreme_gaussians
+from tests.test_sh_adam import test_a_render_leaves_the_factors_of_its_gradient as test_factors
+from tests.test_sh_adam import test_matches_the_reference as test_sh_adam
 from tests.test_ssim import pair
 from tests.test_ssim import test_equal_black_and_masked_images as test_ssim_extremes
 from tests.test_ssim import test_matches_the_reference as test_ssim

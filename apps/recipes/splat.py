@@ -12,6 +12,7 @@ from ...datasets.undistort import straightened
 from ...fields import density_control
 from ...fields.gaussians import GaussianField
 from ...fields.optimizer import Adam
+from ...fields.sh_factors import ShFactors
 from ...geometry import Aabb, Gaussians
 from ...renderers.exposure import Exposure
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
@@ -118,6 +119,7 @@ class Config:
             first = replace(self.first, count=min(self.first.count, self.most))
             gaussians, seconds = first.draw(scene, self.sh_degree, seed, device, budget)
             model = GaussianField(gaussians, model.bounds)
+        renderer.color_gradient = ShFactors()
         r = self.rates
         columns = torch.full(((self.sh_degree + 1) ** 2 * 3,), r.higher_bands, device=device)
         columns[:3] = 1
@@ -126,7 +128,7 @@ class Config:
             {"params": [model.quats], "lr": r.quats},
             {"params": [model.log_scales], "lr": r.log_scales},
             {"params": [model.logit_opacities], "lr": r.logit_opacities},
-            {"params": [model.sh], "lr": r.colors, "column_rates": columns},
+            {"params": [model.sh], "lr": r.colors, "column_rates": columns, "factors": [renderer.color_gradient]},
         ]
         groups = [{**group, "sparse": True} for group in groups]
         exposure = Exposure(len(scene.train)).to(device) if self.exposure else None

@@ -11,6 +11,7 @@ import torch
 from polyfield.cuda.gaussians import render_gaussians
 from polyfield.cuda.ssim import ssim_l1
 from polyfield.fields.optimizer import Adam
+from polyfield.fields.sh_factors import ShFactors
 
 from tests.reference import gaussians as reference
 
@@ -44,17 +45,18 @@ class Step:
         self.gaussians, self.K, self.pose = scene(count, size, low, high)
         self.size = size
         first = torch.cat([torch.ones(3), torch.full((45,), 0.05)])
+        self.colors = ShFactors()
         groups = [
-            {"params": [x.requires_grad_()], "lr": lr, "column_rates": first if name == "sh" else None}
-            for x, (name, lr) in zip(self.gaussians, RATES.items(), strict=True)
+            {"params": [x.requires_grad_()], "lr": lr} for x, lr in zip(self.gaussians, RATES.values(), strict=True)
         ]
+        groups[-1] |= {"column_rates": first, "factors": [self.colors]}
         self.adam = Adam(groups, betas=(0.9, 0.999), sparse=True)
         self.upstream = torch.randn(size, size, 3, generator=generator()) / size**2
         self.target = torch.rand(size, size, 3, generator=generator())
 
     def draw(self):
         """The image; gradients go to the optimizer's buffers."""
-        buffers = tuple(x.grad for x in self.gaussians)
+        buffers = (*(x.grad for x in self.gaussians[:4]), self.colors.open(self.gaussians[4], 3))
         return render_gaussians(*self.gaussians, self.K, self.pose, self.size, self.size, grad_buffers=buffers).colors
 
     def forward(self):
@@ -63,9 +65,10 @@ class Step:
 
     def backward(self):
         self.draw().backward(self.upstream)
+        self.adam.zero_grad()
 
     def with_adam(self):
-        self.backward()
+        self.draw().backward(self.upstream)
         self.adam.step()
 
     def whole(self):

@@ -1,25 +1,12 @@
-// Adam (Kingma and Ba, ICLR 2015) in place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p -= lr m' / (sqrt(v') + eps).
+// Adam (adam.h) in place, on tensors of one shape.
 //
 // SPARSE: numbers whose gradient is zero keep parameter and moments, as in instant-ngp's optimizer. A vector of zeros
 // costs one test: parameter and moments are not even read. The gradient that was used is set to zero, so that nobody
 // needs to clear the buffer. A rounded half copy of what changed is written on the way.
-#include "lane_math.h"
+#include "adam.h"
 #include "op.h"
 
 namespace polyfield {
-
-template <class T> struct AdamRates {
-  T beta1, beta2, step_size, root_correction, eps, decay;  // decay: how much of the parameter weight decay takes
-  const T* columns;  // 0, or factors of the learning rate: number i has columns[i % width], repeated beyond a lane's width
-  int width;
-};
-
-template <class R> PF_INLINE void adam_update(const AdamRates<scalar_t<R>>& rates, R g, R rate, R& p, R& m, R& v) {
-  using S = scalar_t<R>;
-  m = R(rates.beta1) * m + R(S(1) - rates.beta1) * g;
-  v = R(rates.beta2) * v + R(S(1) - rates.beta2) * g * g;
-  p = p - p * rate * R(rates.decay) - rate * R(rates.step_size) * m / (sqrt(v) * R(rates.root_correction) + R(rates.eps));
-}
 
 // ---- float -> half formats, to nearest even; NaN stays NaN ------------------------------------------------------
 PF_INLINE uint16_t to_float16_scalar(float x) {

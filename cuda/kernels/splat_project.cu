@@ -13,7 +13,7 @@
 
 namespace polyfield {
 
-constexpr int MAX_SH = 3 * MAX_BASES, POSE = 12;
+constexpr int MAX_SH = 3 * MAX_BASES, POSE = 12, FACTORS = 6;
 
 #if PF_CUDA
 template <class T> PF_INLINE void fetch_ahead(const T*, int64_t, int64_t, int64_t) {}  // other warps work meanwhile
@@ -33,6 +33,12 @@ template <class T, int N> PF_INLINE void add_rows(T* p, const T* x, int, bool se
   if (!seen) return;
 #pragma unroll
   for (int k = 0; k < N; ++k) p[k] += x[k];
+}
+
+// Keeps direction and gradient of the colour, the factors of the sh's gradient.
+template <class T> PF_INLINE void keep_factors(T* to, const T* d, const T* gc, bool seen, int) {
+  if (!seen) return;
+  for (int k = 0; k < 3; ++k) to[k] = d[k], to[3 + k] = gc[k];
 }
 
 // Adds basis_k grad_c to the rows of the sh's gradient.
@@ -60,6 +66,13 @@ template <class R, int N> PF_INLINE void add_rows(scalar_t<R>* p, const R* x, in
   for (uint32_t left = bits(seen); left; left &= left - 1) {
     const int lane = lowest(left);
     for (int k = 0; k < N; ++k) p[N * lane + k] += x[k][lane];
+  }
+}
+
+template <class R> PF_INLINE void keep_factors(scalar_t<R>* to, const R* d, const R* gc, Mask<scalar_t<R>> seen, int) {
+  for (uint32_t left = bits(seen); left; left &= left - 1) {
+    const int lane = lowest(left);
+    for (int k = 0; k < 3; ++k) to[FACTORS * lane + k] = d[k][lane], to[FACTORS * lane + 3 + k] = gc[k][lane];
   }
 }
 
@@ -218,12 +231,13 @@ void splat_project(const T* means, const T* quats, const T* log_scales, const T*
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
-// Of rows, or of what blending left in slots; added to the grad_* that are wanted (not 0).
+// Of rows, or of what blending left in slots; added to the grad_* that are wanted (not 0). With `factored`, grad_sh is written
+// to instead: (G, 6), what sh_adam.cu multiplies out.
 template <class T>
 void splat_project_backward(const T* means, const T* quats, const T* log_scales, const T* logit_opacities, const T* sh, Threads<> gaussians, int stored,
                             int degree, const T* K, const T* pose, int lens, int width, int height, T near, T blur, int antialias, const T* rows,
                             const T* grad_rows, const T* slots, const int32_t* slot_gaussian, const int64_t* slot_offsets, int bands, T* grad_means, T* grad_quats,
-                            T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, double* grad_pose, T* statistics) {
+                            T* grad_log_scales, T* grad_logit_opacities, T* grad_sh, int factored, double* grad_pose, T* statistics) {
   using R = Lane<T>;
   const View<T> view(K, pose, lens, width, height, near, blur, antialias);
   const Gaussians<T> gaussian{means, quats, log_scales, logit_opacities, sh};
@@ -238,7 +252,7 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
       const T* row = rows + ROW * i;
       fetch_ahead(rows, i, end, ROW);
       if (bases) fetch_ahead(sh, i, end, 3 * stored);
-      if (bases && grad_sh) fetch_ahead(grad_sh, i, end, 3 * stored);
+      if (bases && grad_sh && !factored) fetch_ahead(grad_sh, i, end, 3 * stored);
       const Mask<T> seen = load_strided(row + EXTENT, ROW, n) > R(T(0));
       if (!any(seen)) continue;
       const Shape<R> s(view, gaussian, i, n);
@@ -307,7 +321,8 @@ void splat_project_backward(const T* means, const T* quats, const T* log_scales,
           color[c] = select(color[c] > R(T(0)), g[COLOR + c], R(T(0)));
         }
         sh_values(degree, d[0], d[1], d[2], basis);
-        if (grad_sh) add_sh(grad_sh + 3 * stored * i, stored, bases, basis, color, moved, n);
+        if (grad_sh && factored) keep_factors(grad_sh + FACTORS * i, d, color, moved, n);
+        else if (grad_sh) add_sh(grad_sh + 3 * stored * i, stored, bases, basis, color, moved, n);
         if (degree > 0) {
           for_sh(sh + 3 * stored * i, stored, bases, n, [&](int k, const R* x) { gbasis[k] = color[0] * x[0] + color[1] * x[1] + color[2] * x[2]; });
           sh_gradient(degree, d[0], d[1], d[2], gbasis, gd[0], gd[1], gd[2]);
