@@ -23,8 +23,8 @@ from torch import Tensor
 from .gaussian_transforms import transform
 from .gaussians import Gaussians
 from .mesh_io import turn_to_y_up
+from .morton import morton_order
 from .splat_files._checks import MAX_MEMORY, SplatError, bad
-from .splat_files._codes import morton_order
 from .transforms import rigid
 from .whole_file import write_whole_file
 

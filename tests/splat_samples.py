@@ -6,7 +6,7 @@ import torch
 from polyfield.geometry import Gaussians
 from polyfield.geometry.gaussian_differences import Differences
 from polyfield.geometry.gaussians import SH_C0
-from polyfield.geometry.splat_files._codes import morton_order
+from polyfield.geometry.morton import morton_order
 
 SUFFIXES = [".ply", ".compressed.ply", ".splat", ".spz", ".sog", ".glb", ".gltf"]
 DEGREES = {".ply": 4, ".compressed.ply": 3, ".splat": 0, ".spz": 4, ".sog": 3, ".glb": 3, ".gltf": 3}

@@ -51,6 +51,21 @@ def moments(field, optimizer):
     return found[0]
 
 
+def test_neighbours_in_space_become_neighbours_in_memory():
+    field, optimizer = fitted(300)
+    before, statistics = field.gaussians().detach(), control.Statistics(300, torch.device("cpu"))
+    statistics.sums[:, 0] = torch.arange(300.0) + 1
+    gaps = lambda: field.means.detach().diff(dim=0).norm(dim=1).mean()  # noqa: E731
+    far = gaps()
+    control.reorder(field, optimizer, statistics)
+    assert gaps() < 0.4 * far
+    rows = moments(field, optimizer)
+    assert torch.equal(rows, statistics.sums[:, 0])
+    for name in NAMES:
+        assert torch.equal(getattr(field, name), getattr(before, name)[rows.long() - 1])
+    steps_on(field, optimizer)
+
+
 def steps_on(field, optimizer):
     """The optimizer knows the parameters that there are now, and no others."""
     known = [p for group in optimizer.param_groups for p in group["params"]]

@@ -57,6 +57,8 @@ class ControlConfig:
     growth: float = 1.05
     noise: float = 5e5
     """Of the means' rate, per step."""
+    reorder_every: int = 1000
+    """Steps after which Gaussians are put in an order in which neighbours in space are neighbours in memory."""
     noise_every: int = 5
     """Steps that are shaken at once, by the same variance."""
 
@@ -156,11 +158,18 @@ class Config:
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.widen_colors, self.control_density]
+        return [self.widen_colors, self.control_density, self.reorder]
 
     def widen_colors(self, report: Report) -> None:
         """Let another band of the colours join in, now and then."""
         report.job.renderer.degree = min(self.sh_degree, int(report.spent / max(self.degree_every, 1e-9)))
+
+    def reorder(self, report: Report) -> None:
+        """Now and then, after density control."""
+        job = report.job
+        assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
+        if job.step % self.control.reorder_every == 0:
+            density_control.reorder(job.field, job.optimizer, job.renderer.statistics)
 
     def control_density(self, report: Report) -> None:
         job, c = report.job, self.control

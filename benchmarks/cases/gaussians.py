@@ -1,21 +1,25 @@
 """Gaussian splatting: forward, backward and whole steps, against the torch reference.
 
-Gaussians of seeded sizes on screen and SH degree 3. "Radius" is three standard deviations of the larger axis.
+Gaussians of seeded sizes on screen and SH degree 3, in Morton order as a fit keeps them. "Radius" is three standard
+deviations of the larger axis.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from polyfield.cuda.gaussians import render_gaussians
 from polyfield.cuda.ssim import ssim_l1
 from polyfield.fields.optimizer import Adam
 from polyfield.fields.sh_factors import ShFactors
+from polyfield.geometry.morton import morton_order
 
 from tests.reference import gaussians as reference
 
-from ..measure import Row, seconds
+from ..measure import Row, peak_memory_bytes, seconds
 from ..scenes import generator
 
 HEAVY = (8.0, 31.0)  # radii whose mean standard deviation, geometric over both axes, is 4.4 pixels
@@ -30,12 +34,15 @@ def scene(
     focal = 1.2 * size
     z = 2 + 4 * torch.rand(count, generator=g)
     xy = (torch.rand(count, 2, generator=g) - 0.5) * size / focal * z[:, None]
+    means = torch.cat([xy, z[:, None]], 1)
+    means = means[morton_order(means)]
+    z = means[:, 2]
     radius = low + (high - low) * torch.rand(count, generator=g)
     scales = (radius / 3 * z / focal)[:, None] * (0.3 + 0.7 * torch.rand(count, 3, generator=g))
     quats, logits = torch.randn(count, 4, generator=g), torch.randn(count, generator=g)
     sh = 0.3 * torch.randn(count, 16, 3, generator=g)
     K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
-    return [torch.cat([xy, z[:, None]], 1), quats, scales.log(), logits, sh], K, torch.eye(4)
+    return [means, quats, scales.log(), logits, sh], K, torch.eye(4)
 
 
 class Step:
@@ -80,6 +87,15 @@ class Step:
         reference.render(gaussians, self.K, self.pose, self.size, self.size)[0].backward(self.upstream)
 
 
+def memory_per_gaussian(count: int, size: int) -> float:
+    """Bytes by which a process of its own grows at most for ``count`` Gaussians and a few of their steps."""
+    before = peak_memory_bytes()
+    step = Step(count, size)
+    for _ in range(3):
+        step.with_adam()
+    return (peak_memory_bytes() - before) / count
+
+
 def run(device: str) -> Iterator[Row]:
     step = Step(50_000, 400)
     theirs = seconds(step.theirs, budget=1, least=3, warmup=1)
@@ -97,3 +113,7 @@ def run(device: str) -> Iterator[Row]:
     small, large = Step(50_000, 800), Step(800_000, 3200)  # sixteen times the Gaussians, tiles and intersections
     growth = seconds(large.with_adam, least=3) / seconds(small.with_adam) / 16
     yield Row("Gaussians, time per Gaussian, 800k / 50k", None, growth, "x", "", "1x")
+    del small, large
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        taken = apart.submit(memory_per_gaussian, 800_000, 1600).result()
+    yield Row("Gaussians, memory of each while fitting, 800k at 1600x1600", None, taken, "bytes", "", "1024 bytes")

@@ -1,4 +1,4 @@
-"""What the formats share in rounding numbers to a few bits: arrays of Gaussians, quaternions, opacities, Morton order.
+"""What the formats share in rounding numbers to a few bits: arrays of Gaussians, quaternions, opacities.
 
 Smallest three: of a unit quaternion the largest component is left out (it follows from the others, and is positive
 after a change of sign); the others lie in [-1/sqrt 2, 1/sqrt 2].
@@ -91,15 +91,3 @@ def from_smallest_three(largest: Array, three: Array) -> NDArray[np.float64]:
 
 def _others(largest: Array) -> NDArray[np.int64]:
     return np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[largest.astype(np.int64)]
-
-
-def morton_order(means: torch.Tensor) -> torch.Tensor:
-    """(G, 3) -> (G,) indices that put points near each other in space near each other in the file (16 bits an axis)."""
-    x = means.detach().cpu().double()
-    low, high = x.amin(0), x.amax(0)
-    cells = ((x - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny) * 65535).round().long()
-    code = torch.zeros(len(x), dtype=torch.int64)
-    for bit in range(16):
-        for axis in range(3):
-            code |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
-    return torch.argsort(code, stable=True)

@@ -14,12 +14,12 @@ from typing import IO
 import numpy as np
 
 from ..gaussians import SH_C0, Gaussians
+from ..morton import morton_order
 from ._checks import bad, check_memory
 from ._codes import (
     Array,
     from_smallest_three,
     logit_of_bytes,
-    morton_order,
     opacity_bytes,
     smallest_three,
     to_arrays,

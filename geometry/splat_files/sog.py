@@ -18,13 +18,13 @@ from typing import IO, Any
 import numpy as np
 
 from ..gaussians import Gaussians
+from ..morton import morton_order
 from ._checks import SplatError, bad, check_memory
 from ._codes import (
     SQRT_HALF,
     Array,
     from_smallest_three,
     logit_of_bytes,
-    morton_order,
     opacity_bytes,
     smallest_three,
     to_arrays,
