@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
+from .memory import new_empty
 from .native import launch
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -209,7 +210,7 @@ def _hash_encode(
 
 
 def _new_features(points: Tensor, numbers: list[int]) -> Tensor:
-    return points.new_empty(points.shape[0], (len(numbers) - 2) // 4 * numbers[1])
+    return new_empty(points, points.shape[0], (len(numbers) - 2) // 4 * numbers[1])
 
 
 @_hash_encode.register_fake

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import mlp_tensor
 from .checks import FLOATS, check_dtype, check_range, check_shape
+from .memory import new_empty
 from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
 from .native import has_bfloat16, launch, on_gpu
 
@@ -112,7 +113,7 @@ def _saved(inputs: Tensor, weights: Sequence[Tensor], bfloat16: bool, keep: bool
         if rows * (columns + weight.shape[0]) * dtype.itemsize > SAVED_BYTES:
             break
         columns += weight.shape[0]
-    return inputs.new_empty(rows * columns, dtype=dtype)
+    return new_empty(inputs, rows * columns, dtype=dtype)
 
 
 def _first_saved(saved: Tensor, inputs: Tensor, weights: Sequence[Tensor]) -> int:
@@ -152,7 +153,7 @@ def _mlp(
     saved = _saved(inputs, weights, bfloat16, keep)
     if on_gpu(inputs):
         return mlp_tensor.forward(inputs, weights, [b for b in biases if b is not None], saved), saved
-    outputs = inputs.new_empty(inputs.shape[0], weights[-1].shape[0])
+    outputs = new_empty(inputs, inputs.shape[0], weights[-1].shape[0])
     name, dtype, rounded = _kernel("mlp", inputs, bfloat16)
     shape = (inputs.shape[0], len(weights), rounded, *_dims(inputs, weights))
     kept = saved, _first_saved(saved, inputs, weights)
@@ -182,7 +183,7 @@ def _mlp_backward(
     layers = len(parameters) // 2 if biased else len(parameters)
     weights, gap = parameters[:layers], _NONE[layers:]
     biases = [*parameters[layers:], *gap] if biased else _NONE
-    grads = [torch.empty_like(t) if w else None for t, w in zip((inputs, *parameters), wanted, strict=True)]
+    grads = [new_empty(t, *t.shape) if w else None for t, w in zip((inputs, *parameters), wanted, strict=True)]
     if on_gpu(inputs):
         dims = _dims(inputs, weights)[: layers + 1]
         mlp_tensor.backward(inputs, grad_outputs, saved, dims, parameters[layers:], grads[0], grads[1:])

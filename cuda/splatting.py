@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .memory import new_empty
 from .native import Table, launch, on_gpu
 
 ROW = 16  # numbers per projected Gaussian
@@ -84,7 +85,7 @@ def _chunks(means: Tensor) -> int:
 def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """-> rows (G, 16), counts (chunks, 3)."""
     means, sh = gaussians[0], gaussians[4]
-    rows = means.new_empty(len(means), ROW)
+    rows = new_empty(means, len(means), ROW)
     counts = torch.empty(_chunks(means), 3, dtype=torch.int64, device=means.device)
     stored = 0 if sh is None else sh.shape[1]
     launch(
@@ -122,7 +123,7 @@ def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
     _check_pairs(most)
     tiles, bands = _tiles(width, height), -(-height // (TILE * BAND))
     sizes = ((most, torch.int64), (tiles + 1, torch.int64), (slots, torch.int32), (bands + 1, torch.int64))
-    lists = Sorted(*(torch.empty(n, dtype=dtype, device=rows.device) for n, dtype in sizes))
+    lists = Sorted(*(new_empty(rows, n, dtype=dtype) for n, dtype in sizes))
     launch("splat_tiles", rows.dtype, rows, len(rows), width, height, *lists.lists, lists.slot_offsets)
     return lists
 
@@ -184,10 +185,10 @@ def _passes(rows: Tensor, colors: Any, depths: Any, features: Tensor | None, dra
 def draw(rows: Tensor, lists: Sorted, features: Tensor | None, background: Tensor | None, what: Drawing) -> Images:
     """-> colours, alphas, z_depths, median depths, features."""
     size = (what.height, what.width)
-    colors, alphas = rows.new_empty(*size, 3), rows.new_empty(size)
-    z_depths = rows.new_empty(size) if what.depths else None
-    medians = rows.new_empty(size) if what.median_depths else None
-    drawn = None if features is None else rows.new_empty(*size, features.shape[1])
+    colors, alphas = new_empty(rows, *size, 3), new_empty(rows, *size)
+    z_depths = new_empty(rows, *size) if what.depths else None
+    medians = new_empty(rows, *size) if what.median_depths else None
+    drawn = None if features is None else new_empty(rows, *size, features.shape[1])
     scene = (rows, *lists.lists, len(lists.tile_offsets) - 1, what.width, what.height)
     for source, first, n, planes in _passes(rows, colors, z_depths, features, drawn):
         extra = (background, alphas, medians) if source is rows else (None, None, None)
@@ -202,7 +203,7 @@ def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Dr
     colors, alphas, z_depths, _, drawn = images
     grad_rows = None if features is None else torch.empty_like(rows)
     grad_features = None if features is None else torch.empty_like(features)
-    slots = rows.new_empty(len(lists.slot_gaussian), ROW)
+    slots = new_empty(rows, len(lists.slot_gaussian), ROW)
     scene = (rows, *lists.lists, len(lists.tile_offsets) - 1, what.width, what.height)
     forward = _passes(rows, colors, z_depths, features, drawn)
     backward = _passes(rows, grad_colors, None if z_depths is None else grad_depths, features, grad_drawn)

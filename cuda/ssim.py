@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
+from .memory import new_empty
 from .native import launch, on_gpu
 
 _PIECE = 32  # rows that the kernel works on together
@@ -64,7 +65,7 @@ def _sums(x: Tensor, y: Tensor, l1: float, structure: float, grad: Tensor | None
     sums = torch.zeros(parts, 2, dtype=torch.float64, device=x.device)
     if gpu:
         shape = (height, width, channels, parts)
-        maps = None if grad is None else x.new_empty(3, *x.shape)
+        maps = None if grad is None else new_empty(x, 3, *x.shape)
         launch("ssim_maps", x.dtype, x, y, *shape, maps, sums)
         if grad is not None:
             launch("ssim_gradient", x.dtype, maps, x, y, *shape, l1, structure, grad)
@@ -82,7 +83,7 @@ class _SsimL1(torch.autograd.Function):
         if mask is not None:
             x = torch.where(mask[..., None], x, y)
         scale = 1 / max(x.numel(), 1)
-        grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad = new_empty(x, *x.shape) if ctx.needs_input_grad[0] else None
         absolute, similar = _sums(x, y, (1 - weight) * scale, -weight * scale, grad)
         loss = ((1 - weight) * absolute + weight * (x.numel() - similar)) * scale
         if mask is not None:  # a tensor, so that nobody waits for its number of pixels

@@ -7,6 +7,9 @@
 #include "hash_tile.h"
 #include "lane_pack.h"
 #include "op.h"
+#if !PF_CUDA
+#include "scratch.h"
+#endif
 
 namespace polyfield {
 namespace {
@@ -224,7 +227,7 @@ void scatter_levels(const T* points, const T* columns, const Level* levels, int 
 
 template <int D, int F, bool JACOBIAN, class T>
 void backward_table(const T* points, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_table, int64_t n, int level_count) {
-  static thread_local std::vector<T> scratch;
+  static thread_local Scratch<T> scratch;
   const int64_t room = (n < CHUNK ? ceil_div(n, 64) * 64 : CHUNK) + PAD, row = int64_t(level_count) * F;
   scratch.resize(room * (D + row + (JACOBIAN ? row * D : 0)));
   T *columns = scratch.data(), *by_level = columns + room * D, *jacobian_by_level = by_level + room * row;
@@ -243,7 +246,7 @@ void backward_table(const T* points, const Level* levels, const T* grad_features
 // The same from gradients that lie level by level already: (L, n, F)
 template <int D, int F, class T>
 void backward_table_by_level(const T* points, const Level* levels, const T* grad_features, T* grad_table, int64_t n, int level_count) {
-  static thread_local std::vector<T> scratch;
+  static thread_local Scratch<T> scratch;
   const int64_t stride = ceil_div(n, 64) * 64 + PAD;
   scratch.resize(stride * D);
   T* columns = scratch.data();

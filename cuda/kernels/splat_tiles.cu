@@ -10,6 +10,8 @@
 #include "splat_row.h"
 #if !PF_CUDA
 #include <algorithm>
+
+#include "scratch.h"
 #endif
 
 namespace polyfield {
@@ -122,16 +124,16 @@ template <class C> int64_t starts(C* counts, int64_t bins, int shares, int64_t* 
 
 // What shares of the Gaussians, in the order of their numbers, find in a first look.
 template <class T> struct Found {
-  std::vector<Keyed<T>> a, b;    // those that are seen
-  std::vector<int64_t> counts;   // work space of the sorts
-  std::vector<int32_t> pairs;    // of a Gaussian: where its slots begin in `slot_of`, by number
-  std::vector<int32_t> slot_of;  // its slots, band after band
+  Scratch<Keyed<T>> a, b;    // those that are seen
+  Scratch<int64_t> counts;   // work space of the sorts
+  Scratch<int32_t> pairs;    // of a Gaussian: where its slots begin in `slot_of`, by number
+  Scratch<int32_t> slot_of;  // its slots, band after band
 };
 
 // The Gaussians that are seen, by depth; equal depths keep their order. On the way, each band's slots: one per Gaussian that
 // may meet it, in the order of their numbers.
 template <class T>
-const std::vector<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t gaussians, int width, int height, int shares, int32_t* slot_gaussian,
+const Scratch<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t gaussians, int width, int height, int shares, int32_t* slot_gaussian,
                                              int64_t* band_offsets) {
   using K = typename Key<T>::type;
   const int64_t bands = ceil_div(height, TILE * BAND);
@@ -186,7 +188,7 @@ const std::vector<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int
     });
     std::swap(from, to);
   }
-  std::vector<Keyed<T>>& sorted = from == found.a.data() ? found.a : found.b;
+  Scratch<Keyed<T>>& sorted = from == found.a.data() ? found.a : found.b;
   sorted.resize(n);
   return sorted;
 }
@@ -229,20 +231,20 @@ template <class T>
 void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t* entries, int64_t* tile_offsets, int32_t* slot_gaussian,
                  int64_t* band_offsets) {
   static thread_local Found<T> first_look;
-  static thread_local std::vector<int64_t> counts;
-  static thread_local std::vector<std::vector<Pair>> pairs_of;  // of each share
+  static thread_local Scratch<int64_t> counts;
+  static thread_local std::vector<Scratch<Pair>> pairs_of;  // of each share
   const int shares = gaussians < 4096 ? 1 : thread_count(), tiles_x = int(ceil_div(width, TILE));
   const int64_t tiles = tiles_x * ceil_div(height, TILE);
-  const std::vector<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
+  const Scratch<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
   const Keyed<T>* order = sorted.data();
   const int64_t n = int64_t(sorted.size());
   pairs_of.resize(shares);
   counts.assign(shares * tiles, 0);
-  std::vector<Pair>* pairs = pairs_of.data();
+  Scratch<Pair>* pairs = pairs_of.data();
   const int32_t *first_pair = first_look.pairs.data(), *slot_of = first_look.slot_of.data();
   int64_t* c = counts.data();
   parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
-    std::vector<Pair>& found = pairs[s];
+    Scratch<Pair>& found = pairs[s];
     found.clear();
     int64_t* count = c + s * tiles;
     for (int64_t i = begin; i < end; ++i) {
