@@ -170,16 +170,16 @@ def render_gaussians(
     blur: float = 0.3,
     antialias: bool = False,
     lens: Lens = Lens.PINHOLE,
-    grad_buffers: tuple[Tensor, ...] | None = None,
+    grad_buffers: tuple[Tensor | None, ...] | None = None,
     statistics: Tensor | None = None,
 ) -> Splats:
     """``project_gaussians`` and ``rasterize_gaussians`` as one op: what a fit's step calls.
 
     Args:
-        grad_buffers: five tensors like means, quats, log_scales, logit_opacities and sh, to which backward adds their
-            gradients, not handing them to autograd: no allocation, and Gaussians that are not seen are not touched.
-            The last may be (G, 6) instead: backward puts there the two factors, direction and gradient of the colour,
-            of which ``sh_adam_`` makes the gradient to sh; so there is one backward pass before it.
+        grad_buffers: five tensors like means, quats, log_scales, logit_opacities and sh, or None for any: backward adds
+            their gradients there and does not hand them to autograd: no allocation, and Gaussians that are not
+            seen are not touched. The last may be (G, 6) instead: backward puts there the two factors, direction and
+            gradient of the colour, of which ``sh_adam_`` makes the gradient to sh; so there is one pass before it.
         statistics: (G, 4), for density control; backward adds to it in place, per Gaussian that is seen: the length of
             the gradient to its ``means2d``, the same of the sum of absolute values over pixels (AbsGS), and 1; the
             last column becomes the largest half width or height so far, in pixels.
@@ -199,7 +199,7 @@ def render_gaussians(
 
 def _check_summed(
     gaussians: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
-    grad_buffers: tuple[Tensor, ...] | None,
+    grad_buffers: tuple[Tensor | None, ...] | None,
     statistics: Tensor | None,
 ) -> None:
     """What backward adds to in place must be as large as what it is of."""
@@ -207,7 +207,7 @@ def _check_summed(
     if grad_buffers is not None and len(grad_buffers) != len(names):
         raise ValueError(f"render_gaussians: grad_buffers: expected 5 tensors, got {len(grad_buffers)}; one for each")
     for name, tensor, buffer in zip(names, gaussians, grad_buffers or (), strict=False):
-        if tensor is not None:
+        if tensor is not None and buffer is not None:
             factored = name == "sh" and buffer.dim() == 2
             shape = (tensor.shape[0], FACTORS) if factored else tuple(tensor.shape)
             check_shape("render_gaussians", f"grad_buffers: {name}", buffer, shape)

@@ -345,16 +345,17 @@ class Render(torch.autograd.Function):
                 "step, or give a buffer like sh, in which gradients add up"
             )
         slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
-        buffers = ctx.buffers if ctx.buffers is not None else _new_buffers(gaussians, needs)
+        given = ctx.buffers if ctx.buffers is not None else (None,) * 5
+        missing = [need and buffer is None for need, buffer in zip(needs, given, strict=False)]
+        new = _new_buffers(gaussians, missing)
+        buffers = tuple(b if b is not None else n for b, n in zip(given, new, strict=True))
         grad_pose = project_backward(
             gaussians, K, pose, ctx.view, rows, grad_rows, slots, ctx.lists, buffers, needs[6], ctx.statistics
         )
-        if ctx.buffers is not None:
-            torch.autograd.graph.increment_version([b for b in ctx.buffers if b is not None])
+        torch.autograd.graph.increment_version([b for b in given if b is not None])
         wants_background = background is not None and needs[8] and grads[0] is not None
         grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
-        given = (None,) * 5 if ctx.buffers is not None else buffers
-        return *given, None, grad_pose, grad_features, grad_background, None, None, None, None
+        return *new, None, grad_pose, grad_features, grad_background, None, None, None, None
 
 
 def _is_factored(buffers: tuple[Tensor | None, ...]) -> bool:

@@ -86,7 +86,7 @@ def copies(opacities: Tensor, scales: Tensor, counts: Tensor) -> tuple[Tensor, T
 @torch.no_grad()
 def relocate(field: GaussianField, optimizer: Adam, generator: torch.Generator, *, min_opacity: float = 0.005) -> int:
     """Move what is fainter than ``min_opacity`` onto others, drawn by opacity; returns how many moved."""
-    g = field.gaussians()
+    g = field.stored()
     opacities = g.opacities
     dead = opacities <= min_opacity
     moved = int(dead.sum())
@@ -108,7 +108,7 @@ def grow(field: GaussianField, optimizer: Adam, generator: torch.Generator, *, m
     added = min(most, int(factor * len(field))) - len(field)
     if added <= 0 or not len(field):
         return 0
-    drawn = torch.multinomial(field.gaussians().opacities, added, replacement=True, generator=generator)
+    drawn = torch.multinomial(field.stored().opacities, added, replacement=True, generator=generator)
     _share(field, drawn)
     _forget(field, optimizer, drawn)
     new = Gaussians(*(getattr(field, name)[drawn] for name in NAMES))
@@ -119,7 +119,7 @@ def grow(field: GaussianField, optimizer: Adam, generator: torch.Generator, *, m
 def _share(field: GaussianField, drawn: Tensor) -> None:
     """Give what was drawn (with repetition) the opacity and scale of one of as many copies, itself counted."""
     rows, counts = drawn.unique(return_counts=True)
-    g = field.gaussians()
+    g = field.stored()
     opacities, scales = copies(g.opacities[rows], g.scales[rows], counts + 1)
     field.logit_opacities[rows] = torch.logit(opacities.clamp(0.005, 1 - 1e-6))
     field.log_scales[rows] = scales.clamp(min=1e-12).log()
@@ -171,7 +171,7 @@ def densify(
         chosen = chosen[mean[chosen].argsort(descending=True, stable=True)[:room]]
     splits = field.log_scales[chosen].exp().amax(-1) > large
     split = chosen[splits]
-    new = field.gaussians()[chosen].detach()
+    new = field.stored()[chosen].detach()
     axes = quaternion_to_matrix(field.quats[split]) * field.log_scales[split].exp()[:, None]
     noise = torch.randn(2, len(split), 3, 1, generator=generator, device=generator.device).to(axes)
     new.means[splits] += (axes @ noise[0])[..., 0]
@@ -186,7 +186,7 @@ def densify(
 @torch.no_grad()
 def prune(field: GaussianField, optimizer: Adam, *, min_opacity: float = 0.005, max_scale: float = math.inf) -> Tensor:
     """Drop what is fainter than ``min_opacity`` or larger than ``max_scale``; returns the mask (G,) of what is kept."""
-    g = field.gaussians()
+    g = field.stored()
     keep = (g.opacities > min_opacity) & (g.log_scales.amax(-1) < math.log(max_scale) if max_scale < math.inf else True)
     if not bool(keep.all()):
         edit(field, optimizer, keep)

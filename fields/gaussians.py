@@ -55,9 +55,13 @@ class GaussianField(nn.Module):
     def __len__(self) -> int:
         return self.means.shape[0]
 
-    def gaussians(self) -> Gaussians:
+    def stored(self) -> Gaussians:
         """The parameters themselves."""
         return Gaussians(*(getattr(self, name) for name in NAMES))
+
+    def gaussians(self) -> Gaussians:
+        """What is drawn, and asked at points."""
+        return self.stored()
 
     def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
         """Densities at points (N, 3), colours if directions (N, 3), and density gradients (N, 3) if asked for.
@@ -65,42 +69,34 @@ class GaussianField(nn.Module):
         The first query after a change of the parameters sorts the Gaussians into cells. Memory without autograd is
         bounded by ``gaussian_cells.PAIRS``; with it, every Gaussian that reaches a point is kept for backward.
         """
-        axes, strengths = self._axes(), self._strengths()
+        g = self.gaussians()
+        axes, strengths = _axes(g), _strengths(g)
         values, totals = torch.zeros_like(points[:, 0]), torch.zeros_like(points)
         slopes = torch.zeros_like(points) if gradients else None
-        bases = None if directions is None else sh_basis(directions, self.gaussians().degree)
+        bases = None if directions is None else sh_basis(directions, g.degree)
         cells = self.cells()
         for at, which in cells.pairs(points.detach()):
-            local = turned(axes[which], points[at] - self.means[which])  # in standard deviations
+            local = turned(axes[which], points[at] - g.means[which])  # in standard deviations
             density = strengths[which] * torch.exp(-0.5 * local.square().sum(-1))
             values = values.index_add(0, at, density)
             if slopes is not None:
                 slope = -turned(axes[which].transpose(1, 2), local) * density[:, None]
                 slopes = slopes.index_add(0, at, slope)
             if bases is not None:
-                color = (torch.einsum("pb,pbc->pc", bases[at], self.sh[which]) + 0.5).clamp(0, 1)
+                color = (torch.einsum("pb,pbc->pc", bases[at], g.sh[which]) + 0.5).clamp(0, 1)
                 totals = totals.index_add(0, at, color * density[:, None])
         colors = None if bases is None else (totals / values[:, None].clamp(min=1e-10)).clamp(max=1)
         return FieldOutput(values, slopes, colors)
 
-    def _axes(self) -> Tensor:
-        """(G, 3, 3) from the scene's frame to standard deviations: diag(1 / scales) R^T."""
-        return quaternion_to_matrix(self.quats).transpose(1, 2) / self.log_scales.exp().clamp(min=SMALLEST)[:, :, None]
-
-    def _strengths(self) -> Tensor:
-        """(G,) densities in the middle."""
-        smallest = self.log_scales.amin(-1).exp().clamp(min=SMALLEST)
-        return functional.softplus(self.logit_opacities) / (math.sqrt(2 * math.pi) * smallest)
-
     def cells(self) -> GaussianCells:
         """Which Gaussians reach where, for the parameters as they are now."""
-        shape = (self.means, self.quats, self.log_scales)
+        shape = (self.means, self.quats, self.log_scales, *self.buffers())
         if self._cells is not None:
             known, cells = self._cells
             if all(a is b and a._version == version for a, (b, version) in zip(shape, known, strict=True)):
                 return cells
         with torch.no_grad():
-            cells = GaussianCells(self.means.detach(), self._axes())
+            cells = GaussianCells(self.means.detach(), _axes(self.gaussians()))
         self._cells = [(t, t._version) for t in shape], cells
         return cells
 
@@ -112,3 +108,14 @@ class GaussianField(nn.Module):
                 parameter.data = parameter.data.new_empty(stored.shape)
                 parameter.grad = None if parameter.grad is None else torch.zeros_like(parameter)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _axes(g: Gaussians) -> Tensor:
+    """(G, 3, 3) from the scene's frame to standard deviations: diag(1 / scales) R^T."""
+    return quaternion_to_matrix(g.quats).transpose(1, 2) / g.scales.clamp(min=SMALLEST)[:, :, None]
+
+
+def _strengths(g: Gaussians) -> Tensor:
+    """(G,) densities in the middle."""
+    smallest = g.log_scales.amin(-1).exp().clamp(min=SMALLEST)
+    return functional.softplus(g.logit_opacities) / (math.sqrt(2 * math.pi) * smallest)

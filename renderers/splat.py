@@ -111,13 +111,12 @@ class SplatRenderer(nn.Module):
         directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
         return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
 
-    def _gradient_buffers(self, parameters: tuple[Tensor, ...], degree: int) -> tuple[Tensor, ...] | None:
-        """Where an optimizer wants gradients to be added; None = it leaves that to autograd."""
-        *others, sh = (p.grad for p in parameters)
+    def _gradient_buffers(self, parameters: tuple[Tensor, ...], degree: int) -> tuple[Tensor | None, ...]:
+        """Where an optimizer wants gradients to be added; None = autograd hands them on."""
+        *others, sh = (p.grad if p.is_leaf else None for p in parameters)
         if self.color_gradient is not None:
             sh = self.color_gradient.open(parameters[-1], degree)
-        buffers = tuple(b for b in (*others, sh) if b is not None)
-        return buffers if len(buffers) == len(parameters) else None
+        return *others, sh
 
     def _background(self) -> Tensor:
         if not (self.training and self.random):

@@ -68,6 +68,7 @@ class Config:
     """3D Gaussians: real-time pictures; MCMC density control under a hard cap."""
 
     default_steps: ClassVar[int] = 7000
+    field_type: ClassVar[type[GaussianField]] = GaussianField
     less_memory: ClassVar[str] = "--max-gaussians or --sh-degree"
 
     sh_degree: int = 3
@@ -105,7 +106,7 @@ class Config:
         """A field without Gaussians and its renderer, for a scene of this size."""
         bases = (self.sh_degree + 1) ** 2
         none = Gaussians(*(torch.zeros(0, *shape, device=device) for shape in ((3,), (4,), (3,), (), (bases, 3))))
-        field = GaussianField(none, Aabb.cube(2 ** (facts.cascades - 1)).to(device))
+        field = self.field_type(none, Aabb.cube(2 ** (facts.cascades - 1)).to(device))
         color = (1.0, 1.0, 1.0) if facts.has_alpha else (0.0, 0.0, 0.0)
         random = facts.has_alpha if self.random_background is None else self.random_background
         draw = replace(self.draw, near=max(self.draw.near, facts.near))
@@ -120,7 +121,7 @@ class Config:
         if budget is not None:
             first = replace(self.first, count=min(self.first.count, self.most))
             gaussians, seconds = first.draw(scene, self.sh_degree, seed, device, budget)
-            model = GaussianField(gaussians, model.bounds)
+            model = self.field_type(gaussians, model.bounds)
         renderer.color_gradient = ShFactors()
         r = self.rates
         columns = torch.full(((self.sh_degree + 1) ** 2 * 3,), r.higher_bands, device=device)
