@@ -14,7 +14,7 @@ from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import splat, splat_classic, splat_mip
 from polyfield.apps.run import open_run
-from polyfield.apps.viewer import view_run
+from polyfield.apps.viewer import FitView, view_run
 from polyfield.apps.viewer.panel import Panel
 from polyfield.datasets.scene import open_scene
 from polyfield.geometry.mesh_io import load_mesh
@@ -125,6 +125,24 @@ def test_the_viewer_opens_it(run):
         soon(lambda: "sharp" in panel._status.content)
         assert client.pictures[-1][0].std() > 10
         panel.close()
+
+
+def test_a_fit_can_be_watched(scene, tmp_path):
+    """Gaussians come and go under the viewer's eyes; the fit's bits are those of a fit alone."""
+    budget = Budget(steps=40)
+    alone, job = (SMALL.build(scene, 1, budget=budget) for _ in range(2))
+    fit(alone, budget, SMALL.after_step())
+    with FitView(job, scene, tmp_path, port=0) as watch:
+        client = Client(watch.viewer.server)
+        panel = Panel(watch.viewer, client)
+        fit(job, budget, [*SMALL.after_step(), watch])
+        soon(lambda: len(client.pictures) > 1)
+        assert "step **" in watch.progress._text.content
+        soon(lambda: f"**{len(job.field):,}** in the scene" in panel.splats._count.content)
+        panel.close()
+    wanted, found = tensors(alone), tensors(job)
+    assert len(wanted["field.means"]) > 2000
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

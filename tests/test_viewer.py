@@ -1,6 +1,7 @@
 """The viewer: addresses, cameras, crop boxes, painting in pieces, pace, turns with a fit, controls, the page itself."""
 
 import io
+import itertools
 import math
 import socket
 import threading
@@ -18,6 +19,7 @@ from polyfield.apps.errors import UserError
 from polyfield.apps.viewer.address import check_address, is_local, wide_warning
 from polyfield.apps.viewer.cameras import WIDEST, browser_camera, pose_of, to_browser
 from polyfield.apps.viewer.guard import guarded, refusal
+from polyfield.apps.viewer.history import History
 from polyfield.apps.viewer.loop import Loop, Window
 from polyfield.apps.viewer.pace import LADDER, Pace, reduced, sharper
 from polyfield.apps.viewer.painting import Painting, clip_to_box
@@ -974,8 +976,32 @@ def report(job, spent=0.5):
     return SimpleNamespace(job=job, step=step, spent=spent, terms={"photometric": 0.01})
 
 
+def test_history_of_a_fit(monkeypatch):
+    """A curve for each number; a point per second, and half as many when there are too many."""
+    monkeypatch.setattr("polyfield.apps.viewer.history.POINTS", 8)
+    with viewer() as page:
+        history = History(page.server)
+        job = SimpleNamespace(elapsed=0.0, field=[None] * 2000)
+        for tick in range(30):
+            job.elapsed, job.field = tick / 2, [None] * (2000 + 100 * tick)
+            history.add(report(job), 20 + tick)
+        seconds = [row[0] for row in history.rows]
+        assert len(seconds) <= 8 and seconds[0] == 0 and seconds == sorted(seconds)
+        assert min(b - a for a, b in itertools.pairwise(seconds)) >= 2
+        psnr, memory, gaussians = history._charts
+        assert [chart.title for chart in history._charts] == ["PSNR, dB", "memory, GB", "Gaussians, thousands"]
+        np.testing.assert_allclose(gaussians.data[0], seconds)
+        np.testing.assert_allclose(gaussians.data[1], [2 + 0.2 * s for s in seconds])
+        np.testing.assert_allclose(psnr.data[1], [20 + 2 * s for s in seconds])
+        assert (memory.data[1] > 0.05).all()
+        alone = History(page.server)
+        for job.elapsed, job.field in ((0.0, object()), (2.0, object())):
+            alone.add(report(job), 30.0)
+        assert len(alone._charts) == 2
+
+
 def test_progress_of_a_fit():
-    turns, job = Turns(fitting=True), SimpleNamespace(step=40, elapsed=30.0)
+    turns, job = Turns(fitting=True), SimpleNamespace(step=40, elapsed=30.0, field=None)
     with viewer(turns=turns) as page:
         progress = FitProgress(page.server, turns)
         progress(report(job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from .history import History
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class FitProgress:
             self._bar = server.gui.add_progress_bar(0.0, animated=True)
             self._text = server.gui.add_markdown("starting ...")
             self._pause = server.gui.add_button("Pause", icon="player-pause", hint="The fit waits; the clock stops")
+        self.history = History(server)
         self._pause.on_click(lambda _: self.pause(not turns.paused))
 
     def pause(self, paused: bool) -> None:
@@ -50,6 +52,7 @@ class FitProgress:
 
         psnr = batch_psnr(report)
         self._psnr = psnr if self._psnr is None else 0.8 * self._psnr + 0.2 * psnr
+        self.history.add(report, self._psnr)
         elapsed = report.job.elapsed
         left = elapsed * (1 / max(report.spent, 1e-6) - 1)
         self._bar.value = min(100.0 * report.spent, 100.0)
