@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .measure import Row
 from .scenes import data_root
@@ -25,33 +27,60 @@ def polyfield(*arguments: str) -> str:
     return done.stdout
 
 
-def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float], recipe: str = "ngp") -> Iterator[Row]:
-    """Fit a research scene for each number of seconds in ``aims``, whose values are the PSNR aimed at."""
+@dataclass(frozen=True)
+class Fitted:
+    """What is left of a fit: its metrics.json, peak memory in GB, and what the log said of the last step."""
+
+    metrics: dict[str, Any]
+    memory: float | None
+    last: dict[str, Any]
+
+    @property
+    def views(self) -> str:
+        """How many pictures were compared, of which size."""
+        m = self.metrics
+        return f"{len(m['views'])} held-out views at {m['width']}x{m['height']}"
+
+
+def fit_and_evaluate(recipe: str, scene: str, limit: tuple[str, ...], options: tuple[str, ...]) -> Fitted | None:
+    """Fit a research scene and measure it; says so and returns None if the scenes are not here."""
     root = data_root()
     if root is None:
         print(f"fit {scene}: the research scenes are not here; name their folder in POLYFIELD_DATA")
-        return
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        said = polyfield("fit", recipe, str(root / scene), "--run", str(run), "--device", "cpu", *limit, *options)
+        polyfield("evaluate", str(run), "--device", "cpu")
+        metrics = json.loads((run / "metrics.json").read_text())
+        last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    memory = re.search(r"peak memory ([\d.]+) GB", said)
+    return Fitted(metrics, float(memory[1]) if memory else None, last)
+
+
+def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float], recipe: str = "ngp") -> Iterator[Row]:
+    """Fit a research scene for each number of seconds in ``aims``, whose values are the PSNR aimed at."""
     for seconds, aim in aims.items():
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder) / "run"
-            said = polyfield(
-                "fit",
-                recipe,
-                str(root / scene),
-                "--run",
-                str(run),
-                "--device",
-                "cpu",
-                "--seconds",
-                str(seconds),
-                *options,
-            )
-            polyfield("evaluate", str(run), "--device", "cpu")
-            metrics = json.loads((run / "metrics.json").read_text())
-        memory = re.search(r"peak memory ([\d.]+) GB", said)
+        fitted = fit_and_evaluate(recipe, scene, ("--seconds", str(seconds)), options)
+        if fitted is None:
+            return
+        metrics = fitted.metrics
         name = f"fit {recipe} {scene} {metrics['width']}x{metrics['height']} {' '.join(options)}, {seconds} s"
-        yield Row(f"{name}: PSNR", None, metrics["psnr"], "dB", f"{len(metrics['views'])} held-out views", f"{aim} dB")
+        yield Row(f"{name}: PSNR", None, metrics["psnr"], "dB", fitted.views, f"{aim} dB")
         yield Row(f"{name}: SSIM", None, metrics["ssim"], "", "")
         yield Row(f"{name}: wall time", None, metrics["fit_seconds"], "s", f"{metrics['fit_steps']} steps")
-        if memory:
-            yield Row(f"{name}: peak memory", None, float(memory[1]), "GB", "", "2 GB")
+        if fitted.memory:
+            yield Row(f"{name}: peak memory", None, fitted.memory, "GB", "", "2 GB")
+
+
+def quality_rows(scene: str, options: tuple[str, ...], steps: int, recipe: str) -> Iterator[Row]:
+    """What a fit of Gaussians reaches in a number of steps, however long they take, beside how many there are."""
+    fitted = fit_and_evaluate(recipe, scene, ("--steps", str(steps)), options)
+    if fitted is None:
+        return
+    name = f"{recipe} {scene}, {steps} steps"
+    yield Row(f"{name}: PSNR", None, fitted.metrics["psnr"], "dB", fitted.views)
+    yield Row(f"{name}: SSIM", None, fitted.metrics["ssim"], "", fitted.views)
+    yield Row(f"{name}: Gaussians", None, fitted.last["gaussians"], "", "")
+    if fitted.memory:
+        yield Row(f"{name}: peak memory", None, fitted.memory, "GB", "")
