@@ -116,7 +116,7 @@ def project_gaussians(
     "Mip-Splatting", 2024.
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
-    degree = _check("project_gaussians", gaussians, K, world_to_camera, width, height, degree)
+    degree = check_gaussians("project_gaussians", gaussians, K, world_to_camera, width, height, degree)
     view = View(width, height, degree, near, blur, antialias, lens)
     rows, counts = splatting.Project.apply(*gaussians, K, world_to_camera, view)
     return Projected(rows, counts, width, height)
@@ -141,7 +141,7 @@ def rasterize_gaussians(
     Returns:
         Differentiable in ``projected.rows``, ``features`` and ``background``.
     """
-    _check_drawn("rasterize_gaussians", projected.rows, features, background)
+    check_drawn("rasterize_gaussians", projected.rows, features, background)
     drawing = splatting.Drawing(projected.width, projected.height, depths, median_depths)
     colors, alphas, z_depths, medians, drawn = splatting.Rasterize.apply(
         projected.rows, projected.counts, features, background, drawing
@@ -182,8 +182,8 @@ def render_gaussians(
             last column becomes the largest half width or height so far, in pixels.
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
-    degree = _check("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
-    _check_drawn("render_gaussians", means, features, background)
+    degree = check_gaussians("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
+    check_drawn("render_gaussians", means, features, background)
     view = View(width, height, degree, near, blur, antialias, lens)
     drawing = splatting.Drawing(width, height, depths, median_depths)
     return Splats(
@@ -193,7 +193,9 @@ def render_gaussians(
     )
 
 
-def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:
+def check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:
+    """Refuse features and backgrounds of another shape or dtype than ``gaussians`` want."""
+    """Refuse features and backgrounds of another shape or dtype than ``gaussians`` want."""
     if features is not None:
         check_shape(op, "features", features, (gaussians.shape[0], None))
         check_dtype(op, "features", features, gaussians.dtype)
@@ -202,7 +204,7 @@ def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background
         check_dtype(op, "background", background, gaussians.dtype)
 
 
-def _check(
+def check_gaussians(
     op: str,
     gaussians: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
     K: Tensor,
@@ -211,6 +213,7 @@ def _check(
     height: int,
     degree: int | None,
 ) -> int:
+    """Refuse inputs that do not fit together. -> the highest band in use, -1 if there are no colours."""
     means, quats, log_scales, logit_opacities, sh = gaussians
     check_shape(op, "means", means, (None, 3))
     check_dtype(op, "means", means, *FLOATS)

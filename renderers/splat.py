@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,8 @@ from torch import Tensor, nn
 from ..cuda.gaussians import Lens, render_gaussians
 from ..fields.protocols import Primitives
 from ..geometry import Camera, CameraModel, Pixels, Rays
-from ..geometry.gaussians import rotations
+from ..geometry.gaussians import Gaussians, rotations
 from .protocols import Render
-
-_LENSES = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class SplatRenderer(nn.Module):
     """Draws ``Primitives`` for cameras without distortion (``datasets.undistort`` takes it out of photographs)."""
 
     background: Tensor
+    lenses: ClassVar = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
 
     def __init__(
         self, background: tuple[float, float, float], config: SplatConfig = SplatConfig(), *, random: bool = False
@@ -57,12 +57,15 @@ class SplatRenderer(nn.Module):
         of the light is gone (0 where that never happens). Normals are the flattest axes, towards the camera. Raises
         ValueError for Rays, and for a lens that a Gaussian's image is not computed for.
         """
+        name = type(self).__name__
         if not isinstance(view, Camera):
-            raise ValueError("SplatRenderer: view: expected a Camera, got Rays; draw whole images")
-        lens = _LENSES.get(view.model)
+            raise ValueError(f"{name}: view: expected a Camera, got Rays; draw whole images")
+        lens = self.lenses.get(view.model)
         if lens is None or (view.distortion is not None and bool((view.distortion != 0).any())):
+            known = " or ".join(model.value for model in self.lenses)
             raise ValueError(
-                f"SplatRenderer: view: expected no distortion, got a lens {view.model.value}; use undistorted(frame)"
+                f"{name}: view: expected no distortion and a lens {known}, got a lens {view.model.value}; "
+                "use undistorted(frame)"
             )
         if self.training:
             return self._render(field, view, lens, normals, median_depths)
@@ -73,16 +76,11 @@ class SplatRenderer(nn.Module):
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
-        fit = self.training and torch.is_grad_enabled()
-        parameters = (g.means, g.quats, g.log_scales, g.logit_opacities, g.sh)
-        buffers = tuple(p.grad for p in parameters if p.grad is not None) if fit else ()
+        fit = self._fits()
         drawn = render_gaussians(
-            *parameters,
-            camera.K,
-            camera.world_to_camera,
-            camera.width,
-            camera.height,
-            features=_normals(g.quats, g.log_scales, g.means, camera) if normals else None,
+            *parameters_of(g),
+            *seen_by(camera),
+            features=facing(_flattest(g), g.means, camera) if normals else None,
             background=background,
             depths=not (fit or median_depths),
             median_depths=not fit and median_depths,
@@ -91,8 +89,7 @@ class SplatRenderer(nn.Module):
             blur=self.config.blur,
             antialias=self.config.antialias,
             lens=lens,
-            grad_buffers=buffers if len(buffers) == len(parameters) else None,
-            statistics=self.statistics if fit else None,
+            **self._gradients(g),
         )
         depths = drawn.median_depths
         if drawn.z_depths is not None:
@@ -102,10 +99,30 @@ class SplatRenderer(nn.Module):
         directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
         return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
 
+    def _fits(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _gradients(self, g: Gaussians) -> dict[str, Any]:
+        """Where a fit's gradients are added: the optimizer's buffers, and what density control goes by."""
+        if not self._fits():
+            return {}
+        buffers = tuple(p.grad for p in parameters_of(g) if p.grad is not None)
+        return {"grad_buffers": buffers if len(buffers) == 5 else None, "statistics": self.statistics}
+
     def _background(self) -> Tensor:
         if not (self.training and self.random):
             return self.background
         return torch.rand(3, generator=self.generator, device=self.generator.device).to(self.device)
+
+
+def parameters_of(g: Gaussians) -> tuple[Tensor, ...]:
+    """Gaussians as the kernels' ops take them."""
+    return g.means, g.quats, g.log_scales, g.logit_opacities, g.sh
+
+
+def seen_by(camera: Camera) -> tuple[Tensor, Tensor, int, int]:
+    """A camera as the kernels' ops take it."""
+    return camera.K, camera.world_to_camera, camera.width, camera.height
 
 
 def lengthening(camera: Camera) -> Tensor:
@@ -116,9 +133,12 @@ def lengthening(camera: Camera) -> Tensor:
     return (x.square()[None] + y.square()[:, None] + 1).sqrt()
 
 
-def _normals(quats: Tensor, log_scales: Tensor, means: Tensor, camera: Camera) -> Tensor:
-    """(G, 3) the flattest axis of each Gaussian, pointing to the camera."""
-    axes = rotations(quats).transpose(1, 2)
-    normal = axes[torch.arange(len(quats), device=quats.device), log_scales.argmin(-1)]
+def _flattest(g: Gaussians) -> Tensor:
+    """(G, 3) the flattest axis of each Gaussian."""
+    return rotations(g.quats).transpose(1, 2)[torch.arange(len(g), device=g.quats.device), g.log_scales.argmin(-1)]
+
+
+def facing(normals: Tensor, means: Tensor, camera: Camera) -> Tensor:
+    """normals (G, 3) of what is at means (G, 3), turned towards the camera."""
     towards = camera.camera_to_world[:3, 3].to(means) - means
-    return normal * torch.where((normal * towards).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    return normals * torch.where((normals * towards).sum(-1, keepdim=True) < 0, -1.0, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -105,7 +105,20 @@ class Config:
         color = (1.0, 1.0, 1.0) if facts.has_alpha else (0.0, 0.0, 0.0)
         random = facts.has_alpha if self.random_background is None else self.random_background
         draw = replace(self.draw, near=max(self.draw.near, facts.near))
-        return field, SplatRenderer(color, draw, random=random).to(device)
+        return field, self.make_renderer(color, draw, random).to(device)
+
+    def make_renderer(self, color: tuple[float, float, float], draw: Any, random: bool) -> SplatRenderer:
+        """What draws, on the CPU."""
+        return SplatRenderer(color, draw, random=random)
+
+    def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
+        """What a fit begins with, and how long it took to find, seconds."""
+        first = replace(self.first, count=min(self.first.count, self.most))
+        return first.draw(scene, self.sh_degree, seed, device, budget)
+
+    def terms(self) -> dict[str, Any]:
+        """The losses, each with its weight, by name."""
+        return {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
@@ -114,8 +127,7 @@ class Config:
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         seconds = 0.0
         if budget is not None:
-            first = replace(self.first, count=min(self.first.count, self.most))
-            gaussians, seconds = first.draw(scene, self.sh_degree, seed, device, budget)
+            gaussians, seconds = self.first_gaussians(scene, seed, device, budget)
             model = GaussianField(gaussians, model.bounds)
         r = self.rates
         columns = torch.full(((self.sh_degree + 1) ** 2 * 3,), r.higher_bands, device=device)
@@ -131,8 +143,7 @@ class Config:
         exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         if exposure is not None:
             groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
-        terms = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
-        losses: dict[str, Loss] = {name: loss for name, loss in terms.items() if loss.weight != 0}
+        losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
