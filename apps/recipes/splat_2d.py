@@ -33,9 +33,9 @@ class Config(splat_classic.Config):
         return SurfelRenderer(color, draw, random=random, geometry=bool(self.distortion.weight or self.normals.weight))
 
     def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
-        """``splat``'s, flat and turned at random."""
+        """``splat``'s, flat."""
         gaussians, seconds = super().first_gaussians(scene, seed, device, budget)
-        return surfels(gaussians, torch.Generator(device).manual_seed(seed + 4)), seconds
+        return surfels(gaussians), seconds
 
     def terms(self) -> dict[str, Any]:
         return {**super().terms(), "distortion": self.distortion, "normals": self.normals}
