@@ -18,6 +18,7 @@ from polyfield.renderers.surfels import SurfelConfig, SurfelRenderer
 from .test_splat_renderer import camera, wall
 
 BLACK = (0.0, 0.0, 0.0)
+COARSE = {"spacing": 0.2}  # discs of several pixels, so that they themselves are seen and not the pixels' own Gaussians
 
 
 def floor(view):
@@ -27,27 +28,27 @@ def floor(view):
 
 
 def test_depths_and_normals_are_those_of_the_plane():
-    view, field = camera(), wall()
+    view, field = camera(), wall(**COARSE)
     wanted = floor(view)
     for median in (False, True):
         pixels = SurfelRenderer(BLACK).eval().render(field, view, normals=True, median_depths=median).pixels
         solid = pixels.alphas > 0.98
         assert solid.float().mean() > 0.15
-        assert (pixels.depths - wanted)[solid].abs().max() < 1e-3
+        assert (pixels.depths - wanted)[solid].abs().quantile(0.95) < 1e-4
         torch.testing.assert_close(pixels.normals[solid], torch.tensor([0.0, 0, 1]).expand(int(solid.sum()), 3))
     assert not pixels.depths[pixels.alphas < 0.4].any(), "no median where light is not halved"
 
 
 @pytest.mark.parametrize("median", [False, True])
 def test_a_fit_sees_geometry_if_told_so(median):
-    field = wall()
+    field = wall(**COARSE)
     for parameter in field.parameters():
         parameter.grad = torch.zeros_like(parameter)
     plain = SurfelRenderer(BLACK).train().render(field, camera())
     assert plain.pixels.depths is None and plain.distortions is None and plain.blended_normals is None
     render = SurfelRenderer(BLACK, SurfelConfig(median_depth=median), geometry=True).train().render(field, camera())
     solid = render.pixels.alphas > 0.98
-    assert (render.pixels.depths - floor(camera()))[solid].abs().max() < 1e-3
+    assert (render.pixels.depths - floor(camera()))[solid].abs().quantile(0.95) < 1e-4
     assert (render.distortions >= 0).all() and render.blended_normals.shape == (60, 80, 3)
     (render.pixels.depths.sum() + render.distortions.sum() + render.blended_normals.square().sum()).backward()
     assert all(bool(p.grad.any()) for p in (field.means, field.quats, field.log_scales, field.logit_opacities))
@@ -83,7 +84,7 @@ def losses_of(field, **options):
 
 def test_what_the_losses_are_of():
     """Of a wall of discs in its plane next to nothing; they grow as discs are turned or a second wall stands behind."""
-    flat, turned, two = wall(), wall(), wall(opacity=0.5)
+    flat, turned, two = wall(**COARSE), wall(**COARSE), wall(opacity=0.5, **COARSE)
     with torch.no_grad():
         turned.quats[:] = torch.tensor([math.cos(0.3), math.sin(0.3), 0.0, 0.0])
         two.means[::2, 2] -= 0.5
@@ -95,7 +96,7 @@ def test_what_the_losses_are_of():
 def test_losses_begin_late_and_say_what_they_miss():
     early = losses_of(wall(), spent=0.05)
     assert early["distortion"] == 0 and early["normals"] == 0
-    turned = wall()
+    turned = wall(**COARSE)
     with torch.no_grad():
         turned.quats[:] = torch.tensor([math.cos(0.3), math.sin(0.3), 0.0, 0.0])
     assert losses_of(turned, spent=0.15)["distortion"] > 0 and losses_of(turned, spent=0.15)["normals"] == 0

@@ -33,6 +33,14 @@ def test_matches_the_reference(count, size, degree):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_the_tiled_reference_is_the_same():
+    """The one that benchmarks go by."""
+    surfels, K, pose = scene(60, 40, 33)
+    drawn = render_surfels(*surfels, K, pose, 40, 33)
+    tiled = reference.tiled(surfels, K, pose, 40, 33, drawn.extents + 8)
+    torch.testing.assert_close(drawn.colors, tiled, atol=1e-9, rtol=0)
+
+
 def test_gradcheck_with_a_smooth_cutoff(monkeypatch):
     monkeypatch.setattr(splatting, "SMOOTH_CUTOFF", True)
     surfels, K, pose = scene(7, 12, 9, degree=1, low=3, high=12)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gaussians import _sh_basis, rotations
+from .gaussians import _sh_basis, blend, rotations
 
 
 def meet(means, quats, log_scales, K, pose, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,6 +23,24 @@ def meet(means, quats, log_scales, K, pose, xs: Tensor, ys: Tensor) -> tuple[Ten
     uv = met[..., :2] / met[..., 2:]
     z = (to_screen[:, 2, :2] * uv).sum(-1) + to_screen[:, 2, 2]
     return uv.square().sum(-1), z, z > 0
+
+
+def tiled(surfels, K: Tensor, pose: Tensor, width: int, height: int, extents: Tensor) -> Tensor:
+    """Colours (H, W, 3), tile by tile: for many surfels, all in front. extents (G, 2): half sizes that they fit in."""
+    means, quats, log_scales, logit_opacities, sh = surfels
+    local = means @ pose[:3, :3].T + pose[:3, 3]
+    image = (local / local[:, 2:] @ K.T)[:, :2]
+    d = means + pose[:3, :3].T @ pose[:3, 3]
+    basis = _sh_basis(d / d.norm(dim=-1, keepdim=True), sh.shape[1])
+    colors = torch.clamp((basis[:, :, None] * sh).sum(1) + 0.5, min=0.0)
+
+    def falloff(g: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        disc, _, front = meet(means[g], quats[g], log_scales[g], K, pose, xs[:, 0], ys[:, 0])
+        pixel = 2 * ((xs - image[g, 0]) ** 2 + (ys - image[g, 1]) ** 2)
+        return torch.exp(-0.5 * torch.where(front & (disc <= pixel), disc, pixel))
+
+    opacities = logit_opacities.sigmoid()
+    return blend(image, image, opacities, local[:, 2], colors, extents, width, height, falloff=falloff)[0]
 
 
 def render(
