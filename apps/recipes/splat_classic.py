@@ -13,6 +13,7 @@ from ...fields import density_control
 from ...fields.gaussians import GaussianField
 from ...fields.optimizer import Adam
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
+from ...renderers.splat import SplatRenderer
 from ..devices import CPU
 from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
@@ -42,20 +43,29 @@ class ClassicControl:
 
 
 class Statistics:
-    """What ``render_gaussians`` sums up between two rounds of density control."""
+    """What the renderer sums up between two rounds of density control, while ``counting``."""
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.sums = torch.zeros(count, 4, device=device)
+    def __init__(self, count: int, renderer: SplatRenderer) -> None:
+        self.renderer = renderer
         self.resets = 0
+        self.clear(count)
 
     def clear(self, count: int) -> None:
-        self.sums = self.sums.new_zeros(count, 4)
+        self.sums = torch.zeros(count, 4, device=self.renderer.device)
+        self.count(True)
+
+    def count(self, counting: bool) -> None:
+        """Let the renderer add to the sums, or not."""
+        self.counting = counting
+        self.renderer.statistics = self.sums if counting else None
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "resets": torch.tensor(self.resets, device=CPU)}
+        whole = {"resets": self.resets, "counting": self.counting}
+        return {"sums": self.sums, **{k: torch.tensor(int(v), device=CPU) for k, v in whole.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.sums, self.resets = state_dict["sums"].to(self.sums.device), int(state_dict["resets"])
+        self.count(bool(state_dict.get("counting", True)))
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,7 @@ class Config(splat.Config):
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """As ``splat``'s, with the sums that density control goes by."""
         job = super().build(scene, seed, device, budget)
-        job.parts = {**job.parts, "statistics": Statistics(len(job.field), device)}  # type: ignore[arg-type]
-        job.renderer.statistics = job.parts["statistics"].sums  # type: ignore[attr-defined]
+        job.parts = {**job.parts, "statistics": Statistics(len(job.field), job.renderer)}  # type: ignore[arg-type]
         return job
 
     def control_density(self, report: Report) -> None:
@@ -84,9 +93,9 @@ class Config(splat.Config):
             if c.reset_every and int(report.spent / c.reset_every) > sums.resets:
                 sums.resets += 1
                 density_control.reset_opacities(job.field, job.optimizer)
-            job.renderer.statistics = sums.sums
+            sums.count(True)
         else:
-            job.renderer.statistics = None
+            sums.count(False)
 
     def _densify(self, report: Report, sums: Statistics) -> None:
         job, c, camera = report.job, self.classic, report.step.view
