@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ...datasets.scene import Scene
 from ...datasets.undistort import straightened
@@ -58,6 +59,21 @@ class ControlConfig:
     """Of the means' rate, per step."""
     noise_every: int = 5
     """Steps that are shaken at once, by the same variance."""
+
+
+class Bands:
+    """The colours' highest band in use, as a checkpoint keeps it: the step after a resumption draws with the same."""
+
+    def __init__(self, renderer: SplatRenderer) -> None:
+        self.renderer = renderer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        degree = self.renderer.degree
+        return {"degree": torch.tensor(-1 if degree is None else degree, device=CPU)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        degree = int(state_dict.get("degree", -1))
+        self.renderer.degree = None if degree < 0 else degree
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
-            parts={"batches": batches},
+            parts={"batches": batches, "bands": Bands(renderer)},
             elapsed=seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
         )
