@@ -24,7 +24,7 @@ class Config(splat_classic.Config):
     """2D Gaussians (surfels) with depth distortion and normal consistency, under a hard cap."""
 
     draw: SurfelConfig = SurfelConfig()  # type: ignore[assignment]
-    classic: ClassicControl = field(default_factory=lambda: ClassicControl(min_opacity=0.05))
+    classic: ClassicControl = field(default_factory=lambda: ClassicControl(min_opacity=0.05, reset_steps=500))
     distortion: DepthDistortion = DepthDistortion()
     normals: NormalConsistency = NormalConsistency()
 

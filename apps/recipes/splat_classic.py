@@ -40,6 +40,8 @@ class ClassicControl:
     min_opacity: float = 0.005
     reset_every: float = 0.1
     """Share of the budget between resets of the opacities; 0 = none."""
+    reset_steps: int = 0
+    """Steps between resets, at least: what is needed must come back before the next round prunes."""
 
 
 class Statistics:
@@ -47,7 +49,7 @@ class Statistics:
 
     def __init__(self, count: int, renderer: SplatRenderer) -> None:
         self.renderer = renderer
-        self.resets = 0
+        self.resets = self.reset_at = 0  # how many were due, and the last one's step
         self.clear(count)
 
     def clear(self, count: int) -> None:
@@ -60,11 +62,12 @@ class Statistics:
         self.renderer.statistics = self.sums if counting else None
 
     def state_dict(self) -> dict[str, Tensor]:
-        whole = {"resets": self.resets, "counting": self.counting}
+        whole = {"resets": self.resets, "reset_at": self.reset_at, "counting": self.counting}
         return {"sums": self.sums, **{k: torch.tensor(int(v), device=CPU) for k, v in whole.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.sums, self.resets = state_dict["sums"].to(self.sums.device), int(state_dict["resets"])
+        self.reset_at = int(state_dict.get("reset_at", 0))
         self.count(bool(state_dict.get("counting", True)))
 
 
@@ -90,12 +93,18 @@ class Config(splat.Config):
         if c.begin <= report.spent < c.end:
             if job.step % c.every == 0:
                 self._densify(report, sums)
-            if c.reset_every and int(report.spent / c.reset_every) > sums.resets:
-                sums.resets += 1
-                density_control.reset_opacities(job.field, job.optimizer)
+                self._reset_opacities(report, sums)
             sums.count(True)
         else:
             sums.count(False)
+
+    def _reset_opacities(self, report: Report, sums: Statistics) -> None:
+        job, c = report.job, self.classic
+        assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
+        due = int(report.spent / c.reset_every) if c.reset_every else 0
+        if due > sums.resets and job.step - sums.reset_at >= c.reset_steps:
+            sums.resets, sums.reset_at = due, job.step
+            density_control.reset_opacities(job.field, job.optimizer)
 
     def _densify(self, report: Report, sums: Statistics) -> None:
         job, c, camera = report.job, self.classic, report.step.view
