@@ -97,7 +97,7 @@ def test_verbs(run, tmp_path):
 
 def test_files_keep_them_flat(run, tmp_path):
     field = open_run(run).field
-    save_gaussians(field.gaussians(), tmp_path / "g.ply")
+    save_gaussians(tmp_path / "g.ply", field.gaussians().detach())
     assert main(["convert", str(tmp_path / "g.ply"), str(tmp_path / "g.spz")]) == 0
     read = load_gaussians(tmp_path / "g.spz")
     assert len(read) == len(field)
