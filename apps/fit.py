@@ -178,7 +178,7 @@ def _one_step(job: Job, spent: float) -> Report:
         assert render.pixels.colors is not None
         exposed = job.exposure(render.pixels.colors, frames)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
-    step = Step(job.step, job.field, view, render, target)
+    step = Step(job.step, job.field, view, render, target, spent)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

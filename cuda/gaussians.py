@@ -117,7 +117,7 @@ def project_gaussians(
     "Mip-Splatting", 2024.
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
-    degree = _check("project_gaussians", gaussians, K, world_to_camera, width, height, degree)
+    degree = check_gaussians("project_gaussians", gaussians, K, world_to_camera, width, height, degree)
     view = View(width, height, degree, near, blur, antialias, lens)
     rows, counts = splatting.Project.apply(*gaussians, K, world_to_camera, view)
     return Projected(rows, counts, width, height)
@@ -142,7 +142,7 @@ def rasterize_gaussians(
     Returns:
         Differentiable in ``projected.rows``, ``features`` and ``background``.
     """
-    _check_drawn("rasterize_gaussians", projected.rows, features, background)
+    check_drawn("rasterize_gaussians", projected.rows, features, background)
     drawing = splatting.Drawing(projected.width, projected.height, depths, median_depths)
     colors, alphas, z_depths, medians, drawn = splatting.Rasterize.apply(
         projected.rows, projected.counts, features, background, drawing
@@ -185,9 +185,9 @@ def render_gaussians(
             last column becomes the largest half width or height so far, in pixels.
     """
     gaussians = (means, quats, log_scales, logit_opacities, sh)
-    degree = _check("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
-    _check_drawn("render_gaussians", means, features, background)
-    _check_summed(gaussians, grad_buffers, statistics)
+    degree = check_gaussians("render_gaussians", gaussians, K, world_to_camera, width, height, degree)
+    check_drawn("render_gaussians", means, features, background)
+    check_summed("render_gaussians", gaussians, grad_buffers, statistics)
     view = View(width, height, degree, near, blur, antialias, lens)
     drawing = splatting.Drawing(width, height, depths, median_depths)
     return Splats(
@@ -197,27 +197,29 @@ def render_gaussians(
     )
 
 
-def _check_summed(
+def check_summed(
+    op: str,
     gaussians: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
     grad_buffers: tuple[Tensor | None, ...] | None,
     statistics: Tensor | None,
 ) -> None:
-    """What backward adds to in place must be as large as what it is of."""
+    """Refuse tensors that backward adds to in place unless they are as large as what they are of."""
     names = ("means", "quats", "log_scales", "logit_opacities", "sh")
     if grad_buffers is not None and len(grad_buffers) != len(names):
-        raise ValueError(f"render_gaussians: grad_buffers: expected 5 tensors, got {len(grad_buffers)}; one for each")
+        raise ValueError(f"{op}: grad_buffers: expected 5 tensors, got {len(grad_buffers)}; one for each")
     for name, tensor, buffer in zip(names, gaussians, grad_buffers or (), strict=False):
         if tensor is not None and buffer is not None:
             factored = name == "sh" and buffer.dim() == 2
             shape = (tensor.shape[0], FACTORS) if factored else tuple(tensor.shape)
-            check_shape("render_gaussians", f"grad_buffers: {name}", buffer, shape)
-            check_dtype("render_gaussians", f"grad_buffers: {name}", buffer, tensor.dtype)
+            check_shape(op, f"grad_buffers: {name}", buffer, shape)
+            check_dtype(op, f"grad_buffers: {name}", buffer, tensor.dtype)
     if statistics is not None:
-        check_shape("render_gaussians", "statistics", statistics, (gaussians[0].shape[0], 4))
-        check_dtype("render_gaussians", "statistics", statistics, gaussians[0].dtype)
+        check_shape(op, "statistics", statistics, (gaussians[0].shape[0], 4))
+        check_dtype(op, "statistics", statistics, gaussians[0].dtype)
 
 
-def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:
+def check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background: Tensor | None) -> None:
+    """Refuse features and backgrounds of another shape or dtype than ``gaussians`` want."""
     if features is not None:
         check_shape(op, "features", features, (gaussians.shape[0], None))
         check_dtype(op, "features", features, gaussians.dtype)
@@ -226,7 +228,7 @@ def _check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background
         check_dtype(op, "background", background, gaussians.dtype)
 
 
-def _check(
+def check_gaussians(
     op: str,
     gaussians: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
     K: Tensor,
@@ -235,6 +237,7 @@ def _check(
     height: int,
     degree: int | None,
 ) -> int:
+    """Refuse inputs that do not fit together. -> the highest band in use, -1 if there are no colours."""
     means, quats, log_scales, logit_opacities, sh = gaussians
     check_shape(op, "means", means, (None, 3))
     check_dtype(op, "means", means, *FLOATS)

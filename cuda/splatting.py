@@ -78,7 +78,7 @@ class Sorted:
         return self.entries, self.tile_offsets, self.slot_gaussian
 
 
-def _chunks(means: Tensor) -> int:
+def chunks(means: Tensor) -> int:
     return -(-len(means) // (WARP if on_gpu(means) else CHUNK))
 
 
@@ -86,7 +86,7 @@ def project(gaussians: Any, K: Tensor, pose: Tensor, view: View) -> tuple[Tensor
     """-> rows (G, 16), counts (chunks, 3)."""
     means, sh = gaussians[0], gaussians[4]
     rows = new_empty(means, len(means), ROW)
-    counts = torch.empty(_chunks(means), 3, dtype=torch.int64, device=means.device)
+    counts = torch.empty(chunks(means), 3, dtype=torch.int64, device=means.device)
     stored = 0 if sh is None else sh.shape[1]
     launch(
         "splat_project", means.dtype, *gaussians, len(means), stored, view.degree, K, pose, *view.numbers, rows, counts
@@ -102,13 +102,13 @@ def project_backward(
     A last buffer of two dimensions is written to: the factors of the gradient to sh. -> the gradient of the pose.
     """
     means, sh = gaussians[0], gaussians[4]
-    grad_pose = torch.zeros(_chunks(means), 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
+    grad_pose = torch.zeros(chunks(means), 3, 4, dtype=torch.float64, device=means.device) if with_pose else None
     stored = 0 if sh is None else sh.shape[1]
     given: tuple[Any, ...] = (grad_rows, None, None, None, 0)
     if lists is not None and grad_rows is None:
         given = (None, slots, lists.slot_gaussian, lists.slot_offsets, len(lists.slot_offsets) - 1)
     arguments = (*gaussians, len(means), stored, view.degree, K, pose, *view.numbers)
-    factored = int(_is_factored(buffers))
+    factored = int(is_factored(buffers))
     launch("splat_project_backward", means.dtype, *arguments, rows, *given, *buffers, factored, grad_pose, statistics)
     if grad_pose is None:
         return None
@@ -167,7 +167,7 @@ def _starts(counts: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
-def _planes(images: list[tuple[Tensor, int, int]]) -> Table:
+def plane_table(images: list[tuple[Tensor, int, int]]) -> Table:
     return Table([x for plane in images for x in plane], 3 * CHANNELS)
 
 
@@ -193,7 +193,7 @@ def draw(rows: Tensor, lists: Sorted, features: Tensor | None, background: Tenso
     for source, first, n, planes in _passes(rows, colors, z_depths, features, drawn):
         extra = (background, alphas, medians) if source is rows else (None, None, None)
         channels = (source, first, source.shape[1], n)
-        launch("splat_blend", rows.dtype, *scene, *channels, _planes(planes), *extra, int(SMOOTH_CUTOFF))
+        launch("splat_blend", rows.dtype, *scene, *channels, plane_table(planes), *extra, int(SMOOTH_CUTOFF))
     return colors, alphas, z_depths, medians, drawn
 
 
@@ -211,10 +211,11 @@ def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Dr
         of_rows = source is rows
         alpha = (alphas, grad_alphas if of_rows else None)
         channels = (source, first, source.shape[1], n)
-        given = (_planes(planes), _planes(grad_planes), *alpha, slots, lists.slot_offsets)
+        given = (plane_table(planes), plane_table(grad_planes), *alpha, slots, lists.slot_offsets)
         launch("splat_blend_backward", rows.dtype, *scene, *channels, *given, int(SMOOTH_CUTOFF))
         if grad_rows is not None:
             gather(
+                "splat_gather",
                 rows,
                 slots,
                 lists,
@@ -225,14 +226,14 @@ def draw_backward(rows, lists: Sorted, features, images: Images, grads, what: Dr
     return slots, grad_rows, grad_features
 
 
-def gather(rows, slots, lists: Sorted, grad_rows, add, grad_channels=None, first=0, stride=0, n=0) -> None:
+def gather(kernel, rows, slots, lists: Sorted, grad_rows, add, grad_channels=None, first=0, stride=0, n=0) -> None:
     """Slots -> gradients of rows and channels."""
     bands = len(lists.slot_offsets) - 1
     where = (rows, slots, lists.slot_gaussian, lists.slot_offsets, bands, len(rows))
-    launch("splat_gather", rows.dtype, *where, grad_rows, int(add), grad_channels, first, stride, n)
+    launch(kernel, rows.dtype, *where, grad_rows, int(add), grad_channels, first, stride, n)
 
 
-def _grad_background(background, grad_colors, alphas):
+def grad_background(background, grad_colors, alphas):
     return torch.einsum("hw,hwc->c", 1 - alphas, grad_colors).to(background.dtype)
 
 
@@ -241,7 +242,7 @@ class Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, quats, log_scales, logit_opacities, sh, K, pose, view):
-        gaussians = _contiguous(means, quats, log_scales, logit_opacities, sh)
+        gaussians = contiguous(means, quats, log_scales, logit_opacities, sh)
         K, pose = K.to(pose).contiguous(), pose.contiguous()
         rows, counts = project(gaussians, K, pose, view)
         ctx.view = view
@@ -253,7 +254,7 @@ class Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_rows, _):
         *gaussians, K, pose, rows = ctx.saved_tensors
-        buffers = _new_buffers(gaussians, ctx.needs_input_grad)
+        buffers = new_buffers(gaussians, ctx.needs_input_grad)
         grad_pose = project_backward(
             gaussians,
             K,
@@ -275,7 +276,7 @@ class Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, counts, features, background, what):
-        rows, features, background = _contiguous(rows, features, background)
+        rows, features, background = contiguous(rows, features, background)
         lists = sort(rows, counts, what.width, what.height)
         images = draw(rows, lists, features, background, what)
         ctx.lists, ctx.what = lists, what
@@ -292,10 +293,10 @@ class Rasterize(torch.autograd.Function):
         slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads, ctx.what)
         if grad_rows is None:
             grad_rows = torch.empty_like(rows)
-            gather(rows, slots, ctx.lists, grad_rows, False)
+            gather("splat_gather", rows, slots, ctx.lists, grad_rows, False)
         wants_background = background is not None and ctx.needs_input_grad[3] and grads[0] is not None
-        grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
-        return grad_rows, None, grad_features, grad_background, None
+        behind = grad_background(background, grads[0], images[1]) if wants_background else None
+        return grad_rows, None, grad_features, behind, None
 
 
 class Render(torch.autograd.Function):
@@ -318,15 +319,14 @@ class Render(torch.autograd.Function):
         buffers,
         statistics,
     ):
-        gaussians = _contiguous(means, quats, log_scales, logit_opacities, sh)
+        gaussians = contiguous(means, quats, log_scales, logit_opacities, sh)
         K, pose = K.to(pose).contiguous(), pose.contiguous()
-        features, background = _contiguous(features, background)
+        features, background = contiguous(features, background)
         rows, counts = project(gaussians, K, pose, view)
         lists = sort(rows, counts, what.width, what.height)
         images = draw(rows, lists, features, background, what)
         ctx.view, ctx.what, ctx.lists, ctx.buffers, ctx.statistics = view, what, lists, buffers, statistics
-        ctx.factors = buffers[4] if buffers is not None and _is_factored(buffers) else None
-        ctx.unused = None if ctx.factors is None else ctx.factors._version
+        ctx.unused = UnusedFactors(buffers)
         ctx.save_for_backward(*gaussians, K, pose, rows, features, background, *images)
         extents = rows[:, 6:8]
         ctx.mark_non_differentiable(extents, *(() if images[3] is None else (images[3],)))
@@ -339,35 +339,61 @@ class Render(torch.autograd.Function):
         *gaussians, K, pose, rows, features, background = ctx.saved_tensors[:10]
         images = ctx.saved_tensors[10:]
         needs = ctx.needs_input_grad
-        if ctx.factors is not None and ctx.factors._version != ctx.unused:
+        ctx.unused.check()
+        slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
+        buffers = Buffers.of(ctx.buffers, gaussians, needs)
+        grad_pose = project_backward(
+            gaussians, K, pose, ctx.view, rows, grad_rows, slots, ctx.lists, buffers.whole, needs[6], ctx.statistics
+        )
+        wants_background = background is not None and needs[8] and grads[0] is not None
+        behind = grad_background(background, grads[0], images[1]) if wants_background else None
+        return *buffers.new, None, grad_pose, grad_features, behind, None, None, None, None
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Where gradients to Gaussians are added: buffers that were given, and new ones for autograd where none was."""
+
+    whole: tuple[Tensor | None, ...]
+    new: tuple[Tensor | None, ...]
+
+    @staticmethod
+    def of(given: tuple[Tensor | None, ...] | None, gaussians: Any, needs: Any) -> Buffers:
+        """``needs``: of which of ``gaussians`` autograd wants gradients."""
+        given = (None,) * len(gaussians) if given is None else given
+        missing = [need and buffer is None for need, buffer in zip(needs, given, strict=False)]
+        new = new_buffers(gaussians, missing)
+        whole = tuple(b if b is not None else n for b, n in zip(given, new, strict=True))
+        torch.autograd.graph.increment_version([b for b in given if b is not None])
+        return Buffers(whole, new)
+
+
+class UnusedFactors:
+    """Sees to it that factors of the colours' gradient, if that is what is given, are written to once before a step."""
+
+    def __init__(self, buffers: tuple[Tensor | None, ...] | None) -> None:
+        self.factors = buffers[4] if buffers is not None and is_factored(buffers) else None
+        self.version = 0 if self.factors is None else self.factors._version
+
+    def check(self) -> None:
+        """Raises RuntimeError if another render has written to them since."""
+        if self.factors is not None and self.factors._version != self.version:
             raise RuntimeError(
                 "render_gaussians: grad_buffers: expected factors that no other render has written to since, got such; "
                 "step, or give a buffer like sh, in which gradients add up"
             )
-        slots, grad_rows, grad_features = draw_backward(rows, ctx.lists, features, images, grads[:5], ctx.what)
-        given = ctx.buffers if ctx.buffers is not None else (None,) * 5
-        missing = [need and buffer is None for need, buffer in zip(needs, given, strict=False)]
-        new = _new_buffers(gaussians, missing)
-        buffers = tuple(b if b is not None else n for b, n in zip(given, new, strict=True))
-        grad_pose = project_backward(
-            gaussians, K, pose, ctx.view, rows, grad_rows, slots, ctx.lists, buffers, needs[6], ctx.statistics
-        )
-        torch.autograd.graph.increment_version([b for b in given if b is not None])
-        wants_background = background is not None and needs[8] and grads[0] is not None
-        grad_background = _grad_background(background, grads[0], images[1]) if wants_background else None
-        return *new, None, grad_pose, grad_features, grad_background, None, None, None, None
 
 
-def _is_factored(buffers: tuple[Tensor | None, ...]) -> bool:
+def is_factored(buffers: tuple[Tensor | None, ...]) -> bool:
     """Whether the last, of colours, takes the factors of their gradient."""
     return buffers[4] is not None and buffers[4].dim() == 2
 
 
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.contiguous() for t in tensors)
 
 
-def _new_buffers(gaussians, needs) -> tuple[Tensor | None, ...]:
+def new_buffers(gaussians, needs) -> tuple[Tensor | None, ...]:
     return tuple(
         torch.zeros_like(t) if t is not None and need else None for t, need in zip(gaussians, needs, strict=False)
     )

@@ -25,21 +25,23 @@ NOISE_LIMIT = 0.06  # opacities above it are shaken by less than a hundredth
 
 
 class Statistics:
-    """What ``render_gaussians`` sums up between two rounds of density control: ``sums`` (G, 4), and resets so far."""
+    """What is summed up between two rounds of density control: ``sums`` (G, 4) of ``render_gaussians``."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.sums = torch.zeros(count, 4, device=device)
-        self.resets = 0
+        self.resets = self.reset_at = 0  # how many of the opacities were due, and the last one's step
 
     def clear(self, count: int) -> None:
         """Begin anew, for this many Gaussians."""
         self.sums = self.sums.new_zeros(count, 4)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self.sums, "resets": torch.tensor(self.resets, device="cpu")}
+        numbers = {"resets": self.resets, "reset_at": self.reset_at}
+        return {"sums": self.sums, **{k: torch.tensor(v, device="cpu") for k, v in numbers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.resets = state_dict["sums"].to(self.sums.device), int(state_dict["resets"])
+        self.sums = state_dict["sums"].to(self.sums.device)
+        self.resets, self.reset_at = int(state_dict["resets"]), int(state_dict["reset_at"])
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ class Render:
     output: FieldOutput | None = None
     marched: Samples | None = None  # intervals before those that cannot matter were dropped
     marched_values: Tensor | None = None  # the field's values there
+    distortions: Tensor | None = None  # (*P) how far apart a pixel's surfels lie: sum_{i<j} w_i w_j (m_i - m_j)^2
+    blended_normals: Tensor | None = None  # (*P, 3) sum_i w_i n_i, towards the camera
 
 
 class Renderer(Protocol[F_contra]):
@@ -42,6 +44,7 @@ class Step:
     view: Camera | Rays
     render: Render
     target: Pixels
+    spent: float = 1.0  # share of the budget, 0 to 1: some losses begin later than others
 
     @property
     def target_colors(self) -> Tensor:

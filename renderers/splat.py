@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,9 @@ from ..fields.density_control import Statistics
 from ..fields.protocols import Primitives
 from ..fields.sh_factors import ShFactors
 from ..geometry import Camera, CameraModel, Pixels, Rays
+from ..geometry.gaussians import Gaussians
 from ..geometry.transforms import quaternion_to_matrix
 from .protocols import Render
-
-_LENSES = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class SplatRenderer(nn.Module):
     """Draws ``Primitives`` for cameras without distortion (``datasets.undistort`` takes it out of photographs)."""
 
     background: Tensor
+    lenses: ClassVar = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
 
     def __init__(
         self, background: tuple[float, float, float], config: SplatConfig = SplatConfig(), *, random: bool = False
@@ -65,12 +66,15 @@ class SplatRenderer(nn.Module):
         of the light is gone (0 where that never happens). Normals are the flattest axes, towards the camera. Raises
         ValueError for Rays, and for a lens that a Gaussian's image is not computed for.
         """
+        name = type(self).__name__
         if not isinstance(view, Camera):
-            raise ValueError("SplatRenderer: view: expected a Camera, got Rays; draw whole images")
-        lens = _LENSES.get(view.model)
+            raise ValueError(f"{name}: view: expected a Camera, got Rays; draw whole images")
+        lens = self.lenses.get(view.model)
         if lens is None or (view.distortion is not None and bool((view.distortion != 0).any())):
+            known = " or ".join(model.value for model in self.lenses)
             raise ValueError(
-                f"SplatRenderer: view: expected no distortion, got a lens {view.model.value}; use undistorted(frame)"
+                f"{name}: view: expected no distortion and a lens {known}, got a lens {view.model.value}; "
+                "use undistorted(frame)"
             )
         if self.training:
             return self._render(field, view, lens, normals, median_depths)
@@ -81,27 +85,19 @@ class SplatRenderer(nn.Module):
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
-        fit = self.training and torch.is_grad_enabled()
-        parameters = (g.means, g.quats, g.log_scales, g.logit_opacities, g.sh)
-        degree = self.degree if fit and self.degree is not None else g.degree
-        buffers = self._gradient_buffers(parameters, degree) if fit else None
+        fit = self._fits()
         drawn = render_gaussians(
-            *parameters,
-            camera.K,
-            camera.world_to_camera,
-            camera.width,
-            camera.height,
-            features=_normals(g.quats, g.log_scales, g.means, camera) if normals else None,
+            *parameters_of(g),
+            *seen_by(camera),
+            features=facing(_flattest(g), g.means, camera) if normals else None,
             background=background,
             depths=not (fit or median_depths),
             median_depths=not fit and median_depths,
-            degree=degree,
             near=self.config.near,
             blur=self.config.blur,
             antialias=self.config.antialias,
             lens=lens,
-            grad_buffers=buffers,
-            statistics=self.statistics.sums if fit and self.statistics is not None else None,
+            **self._gradients(g),
         )
         depths = drawn.median_depths
         if drawn.z_depths is not None:
@@ -111,17 +107,34 @@ class SplatRenderer(nn.Module):
         directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
         return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
 
-    def _gradient_buffers(self, parameters: tuple[Tensor, ...], degree: int) -> tuple[Tensor | None, ...]:
-        """Where an optimizer wants gradients to be added; None = autograd hands them on."""
-        *others, sh = (p.grad if p.is_leaf else None for p in parameters)
+    def _fits(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _gradients(self, g: Gaussians) -> dict[str, Any]:
+        """How a fit draws: which bands, and where gradients go: the optimizer's buffers, or None = to autograd."""
+        if not self._fits():
+            return {}
+        degree = g.degree if self.degree is None else self.degree
+        *others, sh = (p.grad if p.is_leaf else None for p in parameters_of(g))
         if self.color_gradient is not None:
-            sh = self.color_gradient.open(parameters[-1], degree)
-        return *others, sh
+            sh = self.color_gradient.open(g.sh, degree)
+        statistics = None if self.statistics is None else self.statistics.sums
+        return {"degree": degree, "grad_buffers": (*others, sh), "statistics": statistics}
 
     def _background(self) -> Tensor:
         if not (self.training and self.random):
             return self.background
         return torch.rand(3, generator=self.generator, device=self.generator.device).to(self.device)
+
+
+def parameters_of(g: Gaussians) -> tuple[Tensor, ...]:
+    """Gaussians as the kernels' ops take them."""
+    return g.means, g.quats, g.log_scales, g.logit_opacities, g.sh
+
+
+def seen_by(camera: Camera) -> tuple[Tensor, Tensor, int, int]:
+    """A camera as the kernels' ops take it."""
+    return camera.K, camera.world_to_camera, camera.width, camera.height
 
 
 def lengthening(camera: Camera) -> Tensor:
@@ -132,9 +145,13 @@ def lengthening(camera: Camera) -> Tensor:
     return (x.square()[None] + y.square()[:, None] + 1).sqrt()
 
 
-def _normals(quats: Tensor, log_scales: Tensor, means: Tensor, camera: Camera) -> Tensor:
-    """(G, 3) the flattest axis of each Gaussian, pointing to the camera."""
-    axes = quaternion_to_matrix(quats).transpose(1, 2)
-    normal = axes[torch.arange(len(quats), device=quats.device), log_scales.argmin(-1)]
+def _flattest(g: Gaussians) -> Tensor:
+    """(G, 3) the flattest axis of each Gaussian."""
+    axes = quaternion_to_matrix(g.quats).transpose(1, 2)
+    return axes[torch.arange(len(g), device=g.quats.device), g.log_scales.argmin(-1)]
+
+
+def facing(normals: Tensor, means: Tensor, camera: Camera) -> Tensor:
+    """normals (G, 3) of what is at means (G, 3), turned towards the camera."""
     towards = camera.camera_to_world[:3, 3].to(means) - means
-    return normal * torch.where((normal * towards).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    return normals * torch.where((normals * towards).sum(-1, keepdim=True) < 0, -1.0, 1.0)

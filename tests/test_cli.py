@@ -47,7 +47,10 @@ def test_unknown_public_name():
     ("arguments", "message"),
     [
         (["fry"], "polyfield: verb: expected one of convert, doctor, evaluate, extract, fit, render, view, got 'fry'"),
-        (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, splat, splat_classic, splat_mip, got 'npg'"),
+        (
+            ["fit", "npg", "demo"],
+            "expected one of ngp, splat, splat_2d, splat_classic, splat_mip, got 'npg'",
+        ),
         (["fit"], "fit: recipe: expected one of the above, got nothing"),
         (["fit", "ngp", "/nowhere/at/all"], "/nowhere/at/all"),
         (

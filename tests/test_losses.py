@@ -10,7 +10,7 @@ import torch
 from polyfield.fields.gaussian_init import from_points
 from polyfield.fields.gaussians import GaussianField
 from polyfield.fields.protocols import FieldOutput
-from polyfield.geometry import Aabb, Pixels, Rays, Samples
+from polyfield.geometry import Aabb, Camera, Pixels, Rays, Samples
 from polyfield.renderers import losses
 from polyfield.renderers.losses.opacity import binary_entropy
 from polyfield.renderers.losses.photometric import photometric
@@ -61,7 +61,26 @@ def primitives_step():
     return replace(made, field=field), list(field.parameters())
 
 
-STEPS = {"SsimL1": image_step, "MeanOpacity": primitives_step, "MeanScale": primitives_step}
+def surfels_step():
+    """An image with what surfels have of depths and normals."""
+    made, weights = image_step()
+    g = torch.Generator().manual_seed(1)
+    view = Camera.perspective(6, 4, 0.9, torch.eye(4))
+    spread = weights.reshape(4, 6)
+    alphas = spread * 4
+    normals = torch.nn.functional.normalize(torch.randn(4, 6, 3, generator=g), dim=-1) * alphas[..., None]
+    pixels = Pixels(None, alphas, 1 + spread)
+    render = replace(made.render, pixels=pixels, distortions=spread.square(), blended_normals=normals)
+    return replace(made, view=view, render=render, target=Pixels()), weights
+
+
+STEPS = {
+    "DepthDistortion": surfels_step,
+    "NormalConsistency": surfels_step,
+    "SsimL1": image_step,
+    "MeanOpacity": primitives_step,
+    "MeanScale": primitives_step,
+}
 BY_RAYS = [loss for loss in all_losses() if loss.__name__ not in STEPS]
 
 

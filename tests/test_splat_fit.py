@@ -177,6 +177,17 @@ def test_the_other_recipes_fit(scene, recipe):
         assert (job.field.gaussians().log_scales.amin(-1).exp() >= job.field.filters * 0.999).all()
 
 
+def test_resuming_before_all_bands_of_the_colors_are_in_use(scene):
+    config, budget = replace(SMALL, sh_degree=2, degree_every=0.4), Budget(steps=6)
+    straight, first = (config.build(scene, 1, budget=budget) for _ in range(2))
+    fit(straight, budget, config.after_step())
+    fit(first, budget, config.after_step(), stop=lambda: first.step >= 2)
+    second = config.build(scene, 2)
+    second.restore(tensors(first), {**first.metadata(), "step": first.step})
+    fit(second, budget, config.after_step())
+    assert torch.equal(straight.field.sh, second.field.sh)
+
+
 def test_equal_seeds_give_equal_fits(scene):
     found = []
     for seed in (5, 5, 6):

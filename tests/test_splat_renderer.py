@@ -141,7 +141,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="SplatRenderer: view: expected a Camera, got Rays; draw whole images"):
         renderer.render(field, view.rays())
     bent = replace(view, model=CameraModel.OPENCV, distortion=torch.tensor([0.1, 0, 0, 0]))
-    with pytest.raises(ValueError, match=r"expected no distortion, got a lens opencv; use undistorted"):
+    with pytest.raises(ValueError, match="no distortion and a lens pinhole or fisheye, got a lens opencv; use undist"):
         renderer.render(field, bent)
     with pytest.raises(ValueError, match="got a lens equirectangular"):
         renderer.render(field, Camera.equirectangular(64, 32, torch.eye(4)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ...datasets.scene import Scene
 from ...datasets.undistort import straightened
@@ -63,6 +64,21 @@ class ControlConfig:
     """Steps that are shaken at once, by the same variance."""
 
 
+class Bands:
+    """The colours' highest band in use, as a checkpoint keeps it: the step after a resumption draws with the same."""
+
+    def __init__(self, renderer: SplatRenderer) -> None:
+        self.renderer = renderer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        degree = self.renderer.degree
+        return {"degree": torch.tensor(-1 if degree is None else degree, device=CPU)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        degree = int(state_dict.get("degree", -1))
+        self.renderer.degree = None if degree < 0 else degree
+
+
 @dataclass(frozen=True)
 class Config:
     """3D Gaussians: real-time pictures; MCMC density control under a hard cap."""
@@ -110,7 +126,20 @@ class Config:
         color = (1.0, 1.0, 1.0) if facts.has_alpha else (0.0, 0.0, 0.0)
         random = facts.has_alpha if self.random_background is None else self.random_background
         draw = replace(self.draw, near=max(self.draw.near, facts.near))
-        return field, SplatRenderer(color, draw, random=random).to(device)
+        return field, self.make_renderer(color, draw, random).to(device)
+
+    def make_renderer(self, color: tuple[float, float, float], draw: Any, random: bool) -> SplatRenderer:
+        """What draws, on the CPU."""
+        return SplatRenderer(color, draw, random=random)
+
+    def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
+        """What a fit begins with, and how long it took to find, seconds."""
+        first = replace(self.first, count=min(self.first.count, self.most))
+        return first.draw(scene, self.sh_degree, seed, device, budget)
+
+    def terms(self) -> dict[str, Any]:
+        """The losses, each with its weight, by name."""
+        return {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
@@ -119,8 +148,7 @@ class Config:
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         seconds = 0.0
         if budget is not None:
-            first = replace(self.first, count=min(self.first.count, self.most))
-            gaussians, seconds = first.draw(scene, self.sh_degree, seed, device, budget)
+            gaussians, seconds = self.first_gaussians(scene, seed, device, budget)
             model = self.field_type(gaussians, model.bounds)
         renderer.color_gradient = ShFactors()
         r = self.rates
@@ -137,8 +165,7 @@ class Config:
         exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         if exposure is not None:
             groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
-        terms = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
-        losses: dict[str, Loss] = {name: loss for name, loss in terms.items() if loss.weight != 0}
+        losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
@@ -152,7 +179,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
-            parts={"batches": batches},
+            parts={"batches": batches, "bands": Bands(renderer)},
             elapsed=seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
         )

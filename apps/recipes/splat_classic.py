@@ -37,6 +37,8 @@ class ClassicControl:
     min_opacity: float = 0.005
     reset_every: float = 0.1
     """Share of the budget between resets of the opacities; 0 = none."""
+    reset_steps: int = 0
+    """Steps between resets, at least: what is needed must come back before the next round prunes."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,17 @@ class Config(splat.Config):
         job, c, sums = report.job, self.classic, report.job.parts["statistics"]
         assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
         assert isinstance(sums, density_control.Statistics)
-        if c.begin <= report.spent < c.end:
-            if job.step % c.every == 0:
-                self._densify(report, sums)
-            if c.reset_every and int(report.spent / c.reset_every) > sums.resets:
-                sums.resets += 1
-                density_control.reset_opacities(job.field, job.optimizer)
+        if c.begin <= report.spent < c.end and job.step % c.every == 0:
+            self._densify(report, sums)
+            self._reset_opacities(report, sums)
+
+    def _reset_opacities(self, report: Report, sums: density_control.Statistics) -> None:
+        job, c = report.job, self.classic
+        assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
+        due = int(report.spent / c.reset_every) if c.reset_every else 0
+        if due > sums.resets and job.step - sums.reset_at >= c.reset_steps:
+            sums.resets, sums.reset_at = due, job.step
+            density_control.reset_opacities(job.field, job.optimizer)
 
     def _densify(self, report: Report, sums: density_control.Statistics) -> None:
         job, c, camera = report.job, self.classic, report.step.view

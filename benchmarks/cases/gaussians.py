@@ -13,11 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from polyfield.cuda.gaussians import render_gaussians
 from polyfield.cuda.ssim import ssim_l1
+from polyfield.cuda.surfels import render_surfels
 from polyfield.fields.optimizer import Adam
 from polyfield.fields.sh_factors import ShFactors
 from polyfield.geometry.morton import morton_order
 
 from tests.reference import gaussians as reference
+from tests.reference import surfels as surfel_reference
 
 from ..measure import Row, peak_memory_bytes, seconds
 from ..scenes import generator
@@ -78,6 +80,29 @@ class Step:
         self.draw().backward(self.upstream)
         self.adam.step()
 
+    def surfels(self):
+        """Colours alone, as before the losses on geometry begin."""
+        buffers = tuple(x.grad for x in self.gaussians)
+        drawn = render_surfels(*self.gaussians, self.K, self.pose, self.size, self.size, grad_buffers=buffers)
+        drawn.colors.backward(self.upstream)
+
+    def surfels_with_geometry(self):
+        """With depths, distortions and normals."""
+        buffers = tuple(x.grad for x in self.gaussians)
+        drawn = render_surfels(
+            *self.gaussians, self.K, self.pose, self.size, self.size, features=self.gaussians[0].detach(), depths=True,
+            grad_buffers=buffers,
+        )  # fmt: skip
+        loss = (drawn.colors * self.upstream).sum() + drawn.distortions.mean() + drawn.median_depths.mean()
+        (loss + (drawn.features * self.upstream).sum()).backward()
+
+    def their_surfels(self):
+        surfels = [x.detach().requires_grad_() for x in self.gaussians]
+        with torch.no_grad():
+            extents = render_surfels(*surfels, self.K, self.pose, self.size, self.size).extents
+        drawn = surfel_reference.tiled(surfels, self.K, self.pose, self.size, self.size, extents)
+        drawn.backward(self.upstream)
+
     def whole(self):
         ssim_l1(self.draw(), self.target).backward()
         self.adam.step()
@@ -102,6 +127,11 @@ def run(device: str) -> Iterator[Row]:
     ours = seconds(step.backward)
     name = "Gaussians, 50k at 400x400, forward + backward"
     yield Row(name, theirs / ours, ours * 1e3, "ms", "torch reference, tiled", "12 ms, 100x")
+    theirs = seconds(step.their_surfels, budget=1, least=3, warmup=1)
+    ours, geometry = seconds(step.surfels), seconds(step.surfels_with_geometry)
+    name = "Surfels, 50k at 400x400, forward + backward"
+    yield Row(name, theirs / ours, ours * 1e3, "ms", "torch reference, tiled", "20 ms")
+    yield Row(f"{name}, with depths, distortion and normals", None, geometry * 1e3, "ms", "", "50 ms")
     step = Step(200_000, 800)
     yield Row("Gaussians, 200k at 800x800, forward", None, seconds(step.forward) * 1e3, "ms", "", "20 ms")
     both = seconds(step.with_adam) * 1e3

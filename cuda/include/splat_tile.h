@@ -95,8 +95,30 @@ PF_INLINE Lane<float> falloff(Lane<float> log2_x) {
 PF_INLINE Lane<double> falloff(Lane<double> log2_x) { return exp(log2_x * Lane<double>(0.69314718055994531)); }
 #endif
 
-// A Gaussian, ready to be evaluated at a tile's pixels. S: the smooth cutoff of gradient checks, where alpha begins at
-// 1/255 with slope zero: alpha' = (alpha - 1/255)^2 / alpha.
+// The alpha that counts, 0 where it does not, and its derivative by the logarithm of `full`, what opacity and falloff make.
+// SMOOTH: the cutoff of gradient checks, where alpha begins at 1/255 with slope zero: alpha' = (alpha - 1/255)^2 / alpha.
+template <bool SMOOTH, class R> PF_INLINE R cut(R full, R& slope) {
+  using T = scalar_t<R>;
+  const auto counts = full >= R(T(MIN_ALPHA));
+  R x = full, s = full;
+  if constexpr (SMOOTH) {
+    const R e(T(MIN_ALPHA) * T(MIN_ALPHA));
+    x = full - R(T(2 * MIN_ALPHA)) + e / full, s = full - e / full;
+  }
+  slope = select(counts & (x < R(T(MAX_ALPHA))), s, R(T(0)));
+  return select(counts, min(x, R(T(MAX_ALPHA))), R(T(0)));
+}
+
+// The weight of an alpha in a pixel, if any light gets there, and what light is left.
+template <class R> PF_INLINE R absorb(R alpha, R& transmittance, Mask<scalar_t<R>>& open) {
+  using T = scalar_t<R>;
+  open = transmittance >= R(T(MIN_TRANSMITTANCE));
+  const R weight = select(open, alpha * transmittance, R(T(0)));
+  transmittance = transmittance - weight;
+  return weight;
+}
+
+// A Gaussian, ready to be evaluated at a tile's pixels.
 template <class T> struct Splat {
   T x, y, a, b, c, opacity;
   Splat() = default;
@@ -107,27 +129,15 @@ template <class T> struct Splat {
   // alpha at distance dx, dy, 0 where it does not count, and its derivative by log opacity.
   template <bool SMOOTH> PF_INLINE Lane<T> alpha(Lane<T> dx, Lane<T> dy, Lane<T>& slope) const {
     using R = Lane<T>;
-    const R full = R(opacity) * falloff((R(a) * dx + R(b) * dy) * dx + R(c) * dy * dy);
-    const auto counts = full >= R(T(MIN_ALPHA));
-    R x = full, s = full;
-    if constexpr (SMOOTH) {
-      const R e(T(MIN_ALPHA) * T(MIN_ALPHA));
-      x = full - R(T(2 * MIN_ALPHA)) + e / full, s = full - e / full;
-    }
-    slope = select(counts & (x < R(T(MAX_ALPHA))), s, R(T(0)));
-    return select(counts, min(x, R(T(MAX_ALPHA))), R(T(0)));
+    return cut<SMOOTH>(R(opacity) * falloff((R(a) * dx + R(b) * dy) * dx + R(c) * dy * dy), slope);
   }
 };
 
 // Pixels at distance dx, dy take a Gaussian in, if any light gets there: its weights, and what light is left.
 template <bool SMOOTH, class T>
 PF_INLINE Lane<T> take(const Splat<T>& splat, Lane<T> dx, Lane<T> dy, Lane<T>& transmittance, Mask<T>& open, Lane<T>& alpha, Lane<T>& slope) {
-  using R = Lane<T>;
-  open = transmittance >= R(T(MIN_TRANSMITTANCE));
   alpha = splat.template alpha<SMOOTH>(dx, dy, slope);
-  const R weight = select(open, alpha * transmittance, R(T(0)));
-  transmittance = transmittance - weight;
-  return weight;
+  return absorb(alpha, transmittance, open);
 }
 
 // What a Gaussian's gradient needs of a tile: each a name of its own, so that all stay in registers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -138,8 +139,12 @@ def blend(
     max_alpha: float = 0.999,
     min_transmittance: float = 1e-4,
     smooth: bool = False,
+    falloff: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """channels (G, C) -> sums (H, W, C), transmittances (H, W), median z_depths (H, W)."""
+    """channels (G, C) -> sums (H, W, C), transmittances (H, W), median z_depths (H, W).
+
+    falloff: of which, xs (P, 1), ys (P, 1) -> (P, n), if not the conics'.
+    """
     C = channels.shape[1]
     out, last, median = (
         channels.new_zeros(height, width, C),
@@ -161,8 +166,11 @@ def blend(
                 torch.arange(y0, y1, dtype=out.dtype) + 0.5, torch.arange(x0, x1, dtype=out.dtype) + 0.5, indexing="ij"
             )
             dx, dy = xs.reshape(-1, 1) - means2d[g, 0], ys.reshape(-1, 1) - means2d[g, 1]
-            a, b, c = conics[g].unbind(-1)
-            alpha = opacities[g] * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)
+            if falloff is None:
+                a, b, c = conics[g].unbind(-1)
+                alpha = opacities[g] * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)
+            else:
+                alpha = opacities[g] * falloff(g, xs.reshape(-1, 1), ys.reshape(-1, 1))
             counts = alpha >= min_alpha
             if smooth:
                 alpha = (alpha - min_alpha) ** 2 / alpha
