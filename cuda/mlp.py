@@ -36,7 +36,8 @@ def mlp(
             not. Without AVX512_BF16 the same roundings are followed by float32 products: the same numbers to float32
             accuracy on every machine, but no gain in speed.
 
-    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes. They have no
+    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes (in several where
+    they are too wide for its registers). They have no
     products in full float32: without ``bfloat16`` the layers are torch's own, one after the other (exact, unless torch
     is told that TF32 will do).
 
@@ -54,7 +55,16 @@ def mlp(
     _check(inputs, weights, biases, bfloat16)
     if on_gpu(inputs) and not bfloat16:
         return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)])
-    tensors = [*weights, *_NONE[len(weights) :], *(biases or ()), *_NONE[len(biases or ()) :]]
+    if not on_gpu(inputs):
+        return _fused(inputs, weights, biases or (), bfloat16)
+    x = inputs
+    for begin, end in mlp_tensor.segments([inputs.shape[1], *(w.shape[0] for w in weights)]):
+        x = _fused(x.relu() if begin else x, weights[begin:end], (biases or ())[begin:end], bfloat16)
+    return x
+
+
+def _fused(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bfloat16: bool) -> Tensor:
+    tensors = [*weights, *_NONE[len(weights) :], *biases, *_NONE[len(biases) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
     return _mlp(inputs, *tensors, bfloat16, keep)[0]
 
