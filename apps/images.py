@@ -1,13 +1,29 @@
-"""Pictures on disk: tensors in [0, 1] to PNG, depth and normals as colours."""
+"""Pictures: photographs as they are compared, tensors in [0, 1] to PNG, depth and normals as colours."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..datasets.scene import Frame
+from ..geometry import Rays
 from .checkpoint import write_whole
+
+
+def photograph(frame: Frame, background: nn.Module | Tensor, device: torch.device) -> Tensor:
+    """A frame's colours (H, W, 3) in [0, 1] on ``device``, over the background there where it has alpha."""
+    colors = frame.colors.to(device).float() / 255
+    if frame.alphas is None:
+        return colors
+    alphas = frame.alphas.to(device).float()[..., None] / 255
+    if isinstance(background, Tensor):
+        behind = background
+    else:
+        one = torch.zeros(1, 3, device=device)
+        behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
+    return colors * alphas + behind * (1 - alphas)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import mlp_tensor
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
 from .native import has_bfloat16, launch, on_gpu
 
@@ -53,6 +53,8 @@ def mlp(
     Multiplication", 2008.
     """
     _check(inputs, weights, biases, bfloat16)
+    if bfloat16:
+        check_bfloat16("mlp", inputs)
     if on_gpu(inputs) and not bfloat16:
         return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)])
     if not on_gpu(inputs):
@@ -80,6 +82,8 @@ def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] |
     check_shape("mlp", "inputs", inputs, (None, None))
     check_dtype("mlp", "inputs", inputs, *(FLOATS[:1] if bfloat16 else FLOATS))
     _check_layers("mlp", "weights", weights, inputs.shape[1], inputs.dtype)
+    named = {f"weights[{i}]": w for i, w in enumerate(weights)}
+    check_device("mlp", inputs=inputs, **named, **{f"biases[{i}]": b for i, b in enumerate(biases or ())})
     if biases is None:
         return
     if len(biases) != len(weights):
@@ -89,6 +93,15 @@ def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] |
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         check_shape("mlp", f"biases[{index}]", bias, (weight.shape[0],))
         check_dtype("mlp", f"biases[{index}]", bias, inputs.dtype)
+
+
+def check_bfloat16(op: str, tensor: Tensor) -> None:
+    """Raise ValueError where this tensor's GPU has no products of bfloat16."""
+    if on_gpu(tensor) and not has_bfloat16(tensor):
+        found = ".".join(map(str, torch.cuda.get_device_capability(tensor.device)))
+        raise ValueError(
+            f"{op}: bfloat16: expected a GPU of compute capability 8.0 or newer, got {found}; pass bfloat16=False"
+        )
 
 
 def _check_layers(op: str, name: str, weights: Sequence[Tensor], width: int, dtype: torch.dtype) -> None:

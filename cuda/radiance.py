@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import radiance_tensor
-from .checks import check_dtype, check_range, check_shape
+from .checks import check_device, check_dtype, check_range, check_shape
 from .hash_encoding import HashLayout, _add_table_gradient, _check, _compute_dtype, _launch, _levels, hash_encode
-from .mlp import _NONE, MAX_LAYERS, _check_layers, mlp
+from .mlp import _NONE, MAX_LAYERS, _check_layers, check_bfloat16, mlp
 from .native import has_bfloat16, launch, on_gpu
 
 MAX_LOG_DENSITY = 15.0
@@ -58,6 +58,8 @@ def radiance(
     check_dtype("radiance", "extras", extras, points.dtype)
     _check_layers("radiance", "color_weights", color_weights, extras.shape[1] + width, points.dtype)
     check_range("radiance", "outputs of color_weights", color_weights[-1].shape[0], 3, 3)
+    colors = {f"color_weights[{i}]": w for i, w in enumerate(color_weights)}
+    check_device("radiance", points=points, extras=extras, **colors)
     for name, tensor in (("points", points), ("extras", extras)):
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -103,6 +105,9 @@ def _check_field(op, points, table, layout, half, table_grad, density_weights, b
     check_dtype(op, "table", table, torch.float32, *(() if bfloat16 else (torch.float64,)))
     check_range(op, "layout.dimensions", layout.dimensions, 3, 3)
     _check_layers(op, "density_weights", density_weights, layout.out_channels, points.dtype)
+    check_device(op, points=points, **{f"density_weights[{i}]": w for i, w in enumerate(density_weights)})
+    if bfloat16:
+        check_bfloat16(op, points)
 
 
 def _names(source: Tensor, bfloat16: bool) -> tuple[str, str, int]:

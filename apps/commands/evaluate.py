@@ -45,7 +45,7 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     from ..checkpoint import write_whole
     from ..devices import CPU, describe, wait
     from ..errors import UserError
-    from ..images import depth_picture, error_picture, save_png
+    from ..images import depth_picture, error_picture, photograph, save_png
 
     scene = run.scene()
     if not scene.test:
@@ -97,21 +97,3 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
     save_png(run.folder / "contact_sheet.png", torch.cat(padded))
     return metrics
-
-
-def photograph(frame: Any, background: Any, device: Any) -> Any:
-    """A frame's colours (H, W, 3) in [0, 1] on ``device``, over the background there where it has alpha."""
-    import torch
-
-    from ...geometry import Rays
-
-    colors = frame.colors.to(device).float() / 255
-    if frame.alphas is None:
-        return colors
-    alphas = frame.alphas.to(device).float()[..., None] / 255
-    if isinstance(background, torch.Tensor):
-        behind = background
-    else:
-        one = torch.zeros(1, 3, device=device)
-        behind = background(Rays(one, one, one[:, 0], one[:, 0]), False)[0].detach()
-    return colors * alphas + behind * (1 - alphas)
