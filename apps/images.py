@@ -1,13 +1,20 @@
-"""Pictures on disk: tensors in [0, 1] to PNG, depth and normals as colours."""
+"""Pictures: photographs as they are compared, tensors in [0, 1] to PNG, depth and normals as colours."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..datasets.scene import Frame
 from .checkpoint import write_whole
+
+
+def photograph(frame: Frame, renderer: Any) -> Tensor:
+    """A frame's colours (H, W, 3) in [0, 1] where the renderer works, over its backdrop where the frame has alpha."""
+    return frame.over(renderer.backdrop.cpu()).to(renderer.device)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -42,10 +42,13 @@ def check_mlp() -> float:
 
 def check_mlp_bfloat16() -> float:
     from ..cuda.mlp import mlp
+    from ..cuda.native import has_bfloat16, on_gpu
 
     # Small whole numbers, which bfloat16 holds exactly: outputs and gradients must be right to the bit.
     shapes = ((777, 32), (64, 32), (16, 64))
     x, first, last = ((_random(*s, seed=i) * 4 - 2).round().requires_grad_() for i, s in enumerate(shapes))
+    if on_gpu(x) and not has_bfloat16(x):
+        return 0.0  # an old GPU, whose networks are in float32
     found, wanted = mlp(x, [first, last], bfloat16=True), (x @ first.T).relu() @ last.T
     grads = (torch.autograd.grad(y.sum(), (x, first, last)) for y in (found, wanted))
     return max(_error(found.detach(), wanted.detach()), *(_error(a, b) for a, b in zip(*grads, strict=True)))
@@ -59,6 +62,33 @@ def check_hash_encode() -> float:
     points = _random(1001, 3)
     table = (torch.arange(layout.entries) % 17 / 16).float()[:, None]  # vertices lie x fastest, 17 along each axis
     return _error(hash_encode(points, table, layout)[:, 0], points[:, 0])
+
+
+def check_radiance() -> float:
+    from ..cuda.hash_encoding import HashLayout
+    from ..cuda.native import has_bfloat16, on_gpu
+    from ..cuda.radiance import radiance
+
+    # At vertices features are entries of the table; numbers are such that bfloat16 holds them, but the hidden colours.
+    layout = HashLayout.build(levels=1, features=4, log2_size=15, base_resolution=16, finest_resolution=16)
+    sizes = ((layout.entries, 4), (16, 4), (8, 16), (16, 11), (3, 16), (300, 3))
+    table, *weights, extras = ((_random(*s, seed=i) * 2 - 1).round() for i, s in enumerate(sizes))
+    density, color = ([(w / 4).requires_grad_() for w in pair] for pair in (weights[:2], weights[2:]))
+    vertex = (_random(300, 3, seed=9) * 16).round()
+    bfloat16 = not on_gpu(table) or has_bfloat16(table)
+    found = radiance(vertex / 16, extras, table, layout, density, color, bfloat16=bfloat16)
+    entries = table[(vertex[:, 0] + 17 * vertex[:, 1] + 289 * vertex[:, 2]).long()]
+    geometry = (entries @ density[0].T).relu() @ density[1].T
+    hidden = (torch.cat([extras, geometry], -1) @ color[0].T).relu()
+    if bfloat16:
+        hidden = hidden + (hidden.bfloat16().float() - hidden).detach()
+    outputs = geometry[:, 0], hidden @ color[1].T
+    wanted = outputs[0].exp(), outputs[1].sigmoid()
+    leaves, slopes = (density[1], *color), (1 / wanted[0], 1 / (wanted[1] * (1 - wanted[1])))
+    grads = torch.autograd.grad(found, leaves, [s.detach() for s in slopes])
+    by_hand = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
+    errors = [_error(a.detach(), b.detach()) for a, b in zip(found, wanted, strict=True)]
+    return max(*errors, *(_error(a, b) / 1e3 for a, b in zip(grads, by_hand, strict=True)))
 
 
 def check_composite() -> float:
@@ -159,6 +189,7 @@ CHECKS: dict[str, Callable[[], float]] = {
     "mlp": check_mlp,
     "mlp bfloat16": check_mlp_bfloat16,
     "hash_encode": check_hash_encode,
+    "radiance": check_radiance,
     "march_grid": check_marching,
     "composite": check_composite,
     "marching_cubes": check_marching_cubes,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from . import splatting
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .sh_adam import FACTORS
 from .splatting import Lens, View
 
@@ -226,6 +226,7 @@ def check_drawn(op: str, gaussians: Tensor, features: Tensor | None, background:
     if background is not None:
         check_shape(op, "background", background, (3,))
         check_dtype(op, "background", background, gaussians.dtype)
+    check_device(op, gaussians=gaussians, features=features, background=background)
 
 
 def check_gaussians(
@@ -254,6 +255,7 @@ def check_gaussians(
         check_shape(op, name, tensor, shape)
         check_dtype(op, name, tensor, means.dtype)
     check_shape(op, "K", K, (3, 3))
+    check_device(op, means=means, **{name: tensor for name, tensor, _ in checks})
     check_range(op, "width", width, 1, 65536)
     check_range(op, "height", height, 1, 65536)
     if sh is None:

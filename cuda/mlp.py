@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import mlp_tensor
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .memory import new_empty
 from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
 from .native import has_bfloat16, launch, on_gpu
@@ -37,7 +37,8 @@ def mlp(
             not. Without AVX512_BF16 the same roundings are followed by float32 products: the same numbers to float32
             accuracy on every machine, but no gain in speed.
 
-    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes. They have no
+    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes (in several where
+    they are too wide for its registers). They have no
     products in full float32: without ``bfloat16`` the layers are torch's own, one after the other (exact, unless torch
     is told that TF32 will do).
 
@@ -53,9 +54,20 @@ def mlp(
     Multiplication", 2008.
     """
     _check(inputs, weights, biases, bfloat16)
+    if bfloat16:
+        check_bfloat16("mlp", inputs)
     if on_gpu(inputs) and not bfloat16:
         return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)])
-    tensors = [*weights, *_NONE[len(weights) :], *(biases or ()), *_NONE[len(biases or ()) :]]
+    if not on_gpu(inputs):
+        return _fused(inputs, weights, biases or (), bfloat16)
+    x = inputs
+    for begin, end in mlp_tensor.segments([inputs.shape[1], *(w.shape[0] for w in weights)]):
+        x = _fused(x.relu() if begin else x, weights[begin:end], (biases or ())[begin:end], bfloat16)
+    return x
+
+
+def _fused(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bfloat16: bool) -> Tensor:
+    tensors = [*weights, *_NONE[len(weights) :], *biases, *_NONE[len(biases) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
     return _mlp(inputs, *tensors, bfloat16, keep)[0]
 
@@ -71,6 +83,8 @@ def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] |
     check_shape("mlp", "inputs", inputs, (None, None))
     check_dtype("mlp", "inputs", inputs, *(FLOATS[:1] if bfloat16 else FLOATS))
     _check_layers("mlp", "weights", weights, inputs.shape[1], inputs.dtype)
+    named = {f"weights[{i}]": w for i, w in enumerate(weights)}
+    check_device("mlp", inputs=inputs, **named, **{f"biases[{i}]": b for i, b in enumerate(biases or ())})
     if biases is None:
         return
     if len(biases) != len(weights):
@@ -80,6 +94,15 @@ def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] |
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         check_shape("mlp", f"biases[{index}]", bias, (weight.shape[0],))
         check_dtype("mlp", f"biases[{index}]", bias, inputs.dtype)
+
+
+def check_bfloat16(op: str, tensor: Tensor) -> None:
+    """Raise ValueError where this tensor's GPU has no products of bfloat16."""
+    if on_gpu(tensor) and not has_bfloat16(tensor):
+        found = ".".join(map(str, torch.cuda.get_device_capability(tensor.device)))
+        raise ValueError(
+            f"{op}: bfloat16: expected a GPU of compute capability 8.0 or newer, got {found}; pass bfloat16=False"
+        )
 
 
 def _check_layers(op: str, name: str, weights: Sequence[Tensor], width: int, dtype: torch.dtype) -> None:

@@ -2,6 +2,8 @@
 
 Kernels are compiled for the sizes of a network on first use (about a second). Weights are rounded and laid out once per
 forward pass, for both directions; the backward pass computes activations again from the inputs: nothing else is kept.
+A network whose activations and sums do not fit in a thread's registers is several, one after the other (``segments``):
+what lies between them goes through memory, which costs less than spilled registers and compiles in a third of the time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .nvrtc import Constants
 MAX_LAYERS = 5
 _WARPS = 8  # of a block of the backward pass
 _BLOCK_ROWS = 16 * _WARPS
-_OWN_SUMS = 96  # registers that a thread may spend on the sums of weights' gradients; more are left to another pass
+_MAX_TARGETS = 10  # of kernels/add_up.cu
+REGISTERS = 168  # about what of a thread's 255 may hold activations, gradients and sums, without spills
 
 
 def tiles(channels: int) -> int:
@@ -27,16 +30,14 @@ def tiles(channels: int) -> int:
     return -(-channels // 16)
 
 
-def constants(dims: Sequence[int], biased: bool, layers: tuple[int, int]) -> Constants:
-    """What the kernels are compiled for: the sizes, and the layers whose gradients a backward pass adds up."""
+def constants(dims: Sequence[int], biased: bool) -> Constants:
+    """What the kernels are compiled for."""
     sizes = [*dims, *[0] * (MAX_LAYERS + 1 - len(dims))]
     return (
         ("PF_LAYERS", len(dims) - 1),
         *((f"PF_D{index}", size) for index, size in enumerate(sizes)),
         ("PF_BIASED", int(biased)),
         ("PF_ROWS", rows(dims)),
-        ("PF_FROM", layers[0]),
-        ("PF_TO", layers[1]),
     )
 
 
@@ -45,16 +46,20 @@ def rows(dims: Sequence[int]) -> int:
     return 32 if max(dims) <= 64 else 16
 
 
-def passes(dims: Sequence[int]) -> list[tuple[int, int]]:
-    """Layers (from, to) whose sums fit in registers together; one backward pass for each."""
-    found, end, used = [], len(dims) - 1, 0
-    for layer in reversed(range(len(dims) - 1)):
-        own = 8 * -(-tiles(dims[layer]) * tiles(dims[layer + 1]) // _WARPS)
-        if used and used + own > _OWN_SUMS:
-            found.append((layer + 1, end))
-            end, used = layer + 1, 0
-        used += own
-    return [*found, (0, end)]
+def registers(dims: Sequence[int]) -> int:
+    """About what a thread of the backward pass holds: activations, two layers' gradients, its share of the sums."""
+    width = [tiles(d) for d in dims]
+    return 8 * max(width) + sum(4 * i + 8 * -(-i * o // _WARPS) for i, o in itertools.pairwise(width))
+
+
+def segments(dims: Sequence[int]) -> list[tuple[int, int]]:
+    """Layers (from, to) that one kernel takes, the longest runs from the first on whose registers suffice."""
+    found, begin = [], 0
+    for end in range(1, len(dims)):
+        if end + 1 == len(dims) or registers(dims[begin : end + 2]) > REGISTERS:
+            found.append((begin, end))
+            begin = end
+    return found
 
 
 def packed_size(dims: Sequence[int]) -> int:
@@ -71,7 +76,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def forward(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], packed: Tensor) -> Tensor:
     """-> outputs; fills ``packed`` (int32, ``packed_size``)."""
     dims = _dims(inputs, weights)
-    build = constants(dims, bool(biases), passes(dims)[0])
+    build = constants(dims, bool(biases))
     outputs = inputs.new_empty(len(inputs), dims[-1])
     launch("mlp_pack", None, Table(weights, MAX_LAYERS), packed, packed.numel() // 4, constants=build)
     warps = -(-len(inputs) // rows(dims))
@@ -90,35 +95,48 @@ def backward(
     grads: Sequence[Tensor | None],
 ) -> None:
     """Fills grad_inputs (or None) and ``grads``: of the weights, then of the biases where there are some."""
-    layers, samples = len(dims) - 1, len(inputs)
-    inputs, grad_outputs, table = aligned(inputs), aligned(grad_outputs), Table(biases, MAX_LAYERS)
-    for begin, end in passes(dims):
-        wanted = [grads[i] for i in (*range(begin, end), *(range(layers + begin, layers + end) if biases else ()))]
-        if all(g is None for g in wanted) and grad_inputs is None:
-            continue
-        build = constants(dims, bool(biases), (begin, end))
-        blocks = min(-(-samples // _BLOCK_ROWS), _resident_blocks(inputs.device))
-        targets, size = _targets(dims, begin, end, wanted)
-        sums = None if all(g is None for g in wanted) else inputs.new_empty(blocks, size)
-        tensors = (inputs, grad_outputs, packed, table, grad_inputs, sums)
-        launch("mlp_tensor_backward", None, *tensors, blocks, samples, constants=build)
-        grad_inputs = None  # the first pass has them
-        if sums is not None:
-            launch("mlp_add_up", None, sums, *targets, size, blocks, -(-size // 32), constants=build)
+    inputs, grad_outputs = aligned(inputs), aligned(grad_outputs)
+    build = constants(dims, bool(biases))
+    blocks = backward_blocks(len(inputs), inputs.device)
+    targets, size = sum_targets([dims], bool(biases), grads)
+    sums = None if all(g is None for g in grads) else inputs.new_empty(blocks, size)
+    tensors = (inputs, grad_outputs, packed, Table(biases, MAX_LAYERS), grad_inputs, sums)
+    launch("mlp_tensor_backward", None, *tensors, blocks, len(inputs), constants=build)
+    if sums is not None:
+        add_up(sums, targets)
 
 
-def _targets(
-    dims: Sequence[int], begin: int, end: int, wanted: Sequence[Tensor | None]
-) -> tuple[tuple[Table, int], int]:
-    """Where each gradient lies in the sums of a block, weights and biases by layers: (table, entries), size."""
-    entries: list[Tensor | int | None] = []
-    place = 0
-    for layer in range(begin, end):
-        sizes = (dims[layer] * dims[layer + 1], dims[layer + 1])
-        for size, grad in zip(sizes, wanted[layer - begin :: end - begin], strict=False):
-            entries += [place, size, grad]
-            place += -(-size // 4) * 4
-    return (Table(entries, 6 * MAX_LAYERS), len(entries) // 3), place
+def backward_blocks(samples: int, device: torch.device) -> int:
+    """Blocks of a backward pass: each goes over many samples and leaves its sums once."""
+    return min(-(-samples // _BLOCK_ROWS), _resident_blocks(device))
+
+
+Targets = list[Tensor | int | None]  # for each gradient: its place in the sums of a block, its size, itself
+
+
+def sum_targets(networks: Sequence[Sequence[int]], biased: bool, grads: Sequence[Tensor | None]) -> tuple[Targets, int]:
+    """Where gradients lie in the sums of a block, networks by layers, weights and biases; and the size of it all.
+
+    grads: the weights of each network, then its biases where there are some.
+    """
+    entries: Targets = []
+    place, given = 0, iter(grads)
+    for dims in networks:
+        layers = len(dims) - 1
+        own = list(itertools.islice(given, layers * (2 if biased else 1)))
+        for layer in range(layers):
+            sizes = (dims[layer] * dims[layer + 1], dims[layer + 1])
+            for size, grad in zip(sizes, own[layer::layers], strict=False):
+                entries += [place, size, grad]
+                place += -(-size // 4) * 4
+    return entries, place
+
+
+def add_up(sums: Tensor, targets: Targets) -> None:
+    """Fill all gradients from the sums (blocks, size)."""
+    blocks, size = sums.shape
+    table = Table(targets, 3 * _MAX_TARGETS)
+    launch("add_up", None, sums, table, len(targets) // 3, size, blocks, -(-size // 32))
 
 
 def _dims(inputs: Tensor, weights: Sequence[Tensor]) -> list[int]:

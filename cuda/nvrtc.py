@@ -27,7 +27,7 @@ from . import cubin
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parent / "include"
 CACHE_VARIABLE = "POLYFIELD_CACHE"
-WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "radiance", "radiance_bf16"})
+WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "radiance"})
 REMEDY = "pip install 'polyfield[cuda]', or use the CPU"
 OPTIONS: dict[str, Any] = {
     "std": "c++17",
@@ -95,7 +95,7 @@ def architectures() -> tuple[str, ...]:
     return tuple(f"sm_{number}" for number in numbers)
 
 
-Constants = tuple[tuple[str, int], ...]  # macros that a kernel file is compiled with, such as its matrices' sizes
+Constants = tuple[tuple[str, int | str], ...]  # macros that a kernel file is compiled with, such as its matrices' sizes
 
 
 def compile_kernels(path: Path, architecture: str, folder: Path | None = None, constants: Constants = ()) -> Compiled:

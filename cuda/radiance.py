@@ -1,8 +1,8 @@
 """A whole hash-grid radiance field in one op: ``radiance`` and ``radiance_density``. Kernel: ``kernels/radiance.cu``.
 
-What ``hash_encode``, two ``mlp`` and the activations between them compute one by one (and do so on a GPU, where each
-is a kernel of its own), tile by tile in cache; a fit on a CPU spends most of its time here. Networks have no biases;
-gradients reach the table and the weights.
+What ``hash_encode``, two ``mlp`` and the activations between them compute one by one, tile by tile in cache; a fit on a
+CPU spends most of its time here. On a GPU it is one kernel in bfloat16 (``radiance_tensor.py``), and composed of those
+others in float32 or with networks too large for it. Networks have no biases; gradients reach the table and the weights.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_dtype, check_range, check_shape
-from .hash_encoding import HashLayout, _check, _compute_dtype, _launch, _levels, hash_encode
-from .mlp import _NONE, MAX_LAYERS, _check_layers, mlp
+from . import radiance_tensor
+from .checks import check_device, check_dtype, check_range, check_shape
+from .hash_encoding import HashLayout, _add_table_gradient, _check, _compute_dtype, _launch, _levels, hash_encode
+from .mlp import _NONE, MAX_LAYERS, _check_layers, check_bfloat16, mlp
 from .native import has_bfloat16, launch, on_gpu
 
 MAX_LOG_DENSITY = 15.0
@@ -57,13 +58,15 @@ def radiance(
     check_dtype("radiance", "extras", extras, points.dtype)
     _check_layers("radiance", "color_weights", color_weights, extras.shape[1] + width, points.dtype)
     check_range("radiance", "outputs of color_weights", color_weights[-1].shape[0], 3, 3)
+    colors = {f"color_weights[{i}]": w for i, w in enumerate(color_weights)}
+    check_device("radiance", points=points, extras=extras, **colors)
     for name, tensor in (("points", points), ("extras", extras)):
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"radiance: {name}: expected a tensor without gradients, got one that requires them; "
                 "compose hash_encode and mlp instead"
             )
-    if on_gpu(points):
+    if on_gpu(points) and not (bfloat16 and radiance_tensor.fits(density_weights, color_weights)):
         geometry = mlp(
             hash_encode(points, table, layout, half=half, table_grad=table_grad), density_weights, bfloat16=bfloat16
         )
@@ -87,7 +90,7 @@ def radiance_density(
     """The densities (N,) of ``radiance`` alone, without gradients: for what asks where something is."""
     _check_field("radiance_density", points, table, layout, half, None, density_weights, bfloat16)
     weights = [w.detach() for w in density_weights]
-    if on_gpu(points):
+    if on_gpu(points) and not (bfloat16 and radiance_tensor.fits(weights, ())):
         features = hash_encode(points.detach(), table.detach(), layout, half=half)
         return _density(mlp(features, weights, bfloat16=bfloat16))
     return _radiance_density(points.detach(), table.detach(), half, weights, layout._numbers, bfloat16)
@@ -102,6 +105,9 @@ def _check_field(op, points, table, layout, half, table_grad, density_weights, b
     check_dtype(op, "table", table, torch.float32, *(() if bfloat16 else (torch.float64,)))
     check_range(op, "layout.dimensions", layout.dimensions, 3, 3)
     _check_layers(op, "density_weights", density_weights, layout.out_channels, points.dtype)
+    check_device(op, points=points, **{f"density_weights[{i}]": w for i, w in enumerate(density_weights)})
+    if bfloat16:
+        check_bfloat16(op, points)
 
 
 def _names(source: Tensor, bfloat16: bool) -> tuple[str, str, int]:
@@ -135,6 +141,9 @@ def _radiance_density(
     points, source = points.contiguous(), (table if half is None else half).contiguous()
     sigmas = points.new_empty(len(points))
     weights = [w.contiguous() for w in weights]
+    if on_gpu(points):
+        radiance_tensor.densities(points, source, numbers, weights, sigmas)
+        return sigmas
     _forward(points, None, source, weights, [], numbers, bfloat16, (sigmas, None, _new_features(points, numbers), None))
     return sigmas
 
@@ -166,11 +175,14 @@ def _radiance(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> sigmas (N,), colors (N, 3), and what the backward pass reads, empty unless ``keep``: features
-    (L, N, F), geometry (N, G)."""
+    (L, N, F), geometry (N, G); on a GPU features and weights as they are multiplied, see ``radiance_tensor``."""
     points, extras, source = points.contiguous(), extras.contiguous(), (table if half is None else half).contiguous()
     density = [w.contiguous() for w in (d0, d1, d2, d3, d4) if w is not None]
     color = [w.contiguous() for w in (c0, c1, c2, c3, c4) if w is not None]
-    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, numbers, keep)
+    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, color, numbers, keep)
+    if on_gpu(points):
+        radiance_tensor.forward(points, extras, source, numbers, density, color, outputs)
+        return outputs
     kept = (features, geometry) if keep else (_new_features(points, numbers), None)
     _forward(points, extras, source, density, color, numbers, bfloat16, (sigmas, colors, *kept))
     return outputs
@@ -180,15 +192,19 @@ def _new_features(points: Tensor, numbers: list[int], keep: bool = True) -> Tens
     return points.new_empty((len(numbers) - 2) // 4, points.shape[0] if keep else 0, numbers[1])
 
 
-def _new_outputs(points, density, numbers, keep) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _new_outputs(points, density, color, numbers, keep) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, new = points.shape[0], points.new_empty
+    if on_gpu(points):
+        kept = radiance_tensor.new_kept(points, density[0].shape[1], keep)
+        return new(n), new(n, 3), kept, radiance_tensor.new_packed(points, density, color)
     geometry = new(n if keep else 0, density[-1].shape[0])
     return new(n), new(n, 3), _new_features(points, numbers, keep), geometry
 
 
 @_radiance.register_fake
 def _(points, extras, table, half, table_grad, d0, d1, d2, d3, d4, c0, c1, c2, c3, c4, numbers, bfloat16, keep):
-    return _new_outputs(points, [w for w in (d0, d1, d2, d3, d4) if w is not None], numbers, keep)
+    networks = ([w for w in weights if w is not None] for weights in ((d0, d1, d2, d3, d4), (c0, c1, c2, c3, c4)))
+    return _new_outputs(points, *networks, numbers, keep)
 
 
 @torch.library.custom_op("polyfield::radiance_backward", mutates_args=())
@@ -200,11 +216,19 @@ def _radiance_backward(
     density: list[Tensor],
     color: list[Tensor],
     bfloat16: bool,
+    numbers: list[int],
+    source: torch.dtype,
 ) -> list[Tensor]:
-    """Gradients to the features (L, N, F) and to all weights."""
+    """Gradients to the features (L, N, F), on a GPU (N, L F), and to all weights."""
     sigmas, colors, features, geometry = outputs
     density, color = [w.contiguous() for w in density], [w.contiguous() for w in color]
-    grads = [torch.empty_like(t) for t in (features, *density, *color)]
+    if on_gpu(extras):
+        grads = _new_grads(outputs, density, color)
+        upstream = (grad_sigmas.contiguous(), grad_colors.contiguous())
+        build = radiance_tensor.constants(source, numbers, density, color)
+        radiance_tensor.backward(extras.contiguous(), outputs, *upstream, density, color, grads, build)
+        return grads
+    grads = _new_grads(outputs, density, color)
     _, name, rounded = _names(features, bfloat16)
     tensors = (extras.contiguous(), features, geometry, sigmas, colors, grad_sigmas.contiguous())
     levels, samples, width = features.shape
@@ -231,12 +255,22 @@ def _radiance_backward(
 
 
 @_radiance_backward.register_fake
-def _(extras, outputs, grad_sigmas, grad_colors, density, color, bfloat16):
-    return [torch.empty_like(t) for t in (outputs[2], *density, *color)]
+def _(extras, outputs, grad_sigmas, grad_colors, density, color, bfloat16, numbers, source):
+    return _new_grads(outputs, density, color)
+
+
+def _new_grads(outputs, density, color) -> list[Tensor]:
+    sigmas, features = outputs[0], outputs[2]
+    if on_gpu(sigmas):
+        features = sigmas.new_empty(len(sigmas), density[0].shape[1])
+    return [torch.empty_like(t) for t in (features, *density, *color)]
 
 
 @torch.library.custom_op("polyfield::radiance_accumulate_", mutates_args={"table_grad"})
 def _accumulate(table_grad: Tensor, points: Tensor, grad_features: Tensor, numbers: list[int]) -> None:
+    if on_gpu(points):
+        _add_table_gradient(table_grad, points, grad_features, None, numbers)
+        return
     tensors = (points, _levels(tuple(numbers), points.device), grad_features, table_grad)
     _launch("hash_encode_backward_levels", points.dtype, numbers, points, *tensors)
 
@@ -247,7 +281,8 @@ def _(table_grad, points, grad_features, numbers):
 
 
 def _setup_context(ctx, inputs, output):
-    points, extras, table, _, ctx.table_grad = inputs[:5]
+    points, extras, table, half, ctx.table_grad = inputs[:5]
+    ctx.source = (table if half is None else half).dtype
     ctx.numbers, ctx.bfloat16 = inputs[-3:-1]
     ctx.density = sum(w is not None for w in inputs[5:10])
     ctx.entries, ctx.dtype = table.shape[0], _compute_dtype(table)
@@ -265,7 +300,10 @@ def _backward(ctx, grad_sigmas, grad_colors, _, __):
     density, color = weights[: ctx.density], weights[ctx.density :]
     grad_sigmas = torch.zeros_like(outputs[0]) if grad_sigmas is None else grad_sigmas
     grad_colors = torch.zeros_like(outputs[1]) if grad_colors is None else grad_colors
-    grad_features, *grads = _radiance_backward(extras, outputs, grad_sigmas, grad_colors, density, color, ctx.bfloat16)
+    upstream, networks = (grad_sigmas, grad_colors), (density, color)
+    grad_features, *grads = _radiance_backward(
+        extras, outputs, *upstream, *networks, ctx.bfloat16, ctx.numbers, ctx.source
+    )
     grad_table = None
     if ctx.needs_input_grad[2]:
         grad_table = ctx.table_grad

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .checks import FLOATS, check_dtype, check_range, check_shape
+from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .memory import new_empty
 from .native import launch, on_gpu
 
@@ -41,6 +41,7 @@ def ssim_l1(prediction: Tensor, target: Tensor, *, weight: float = 0.2, mask: Te
     if mask is not None:
         check_shape(op, "mask", mask, tuple(prediction.shape[:2]))
         check_dtype(op, "mask", mask, torch.bool)
+        check_device(op, prediction=prediction, mask=mask)
     return _SsimL1.apply(prediction, target, float(weight), mask)
 
 
@@ -55,6 +56,7 @@ def _check(op: str, prediction: Tensor, target: Tensor) -> None:
     check_dtype(op, "prediction", prediction, *FLOATS)
     check_shape(op, "target", target, tuple(prediction.shape))
     check_dtype(op, "target", target, prediction.dtype)
+    check_device(op, prediction=prediction, target=target)
 
 
 def _sums(x: Tensor, y: Tensor, l1: float, structure: float, grad: Tensor | None) -> Tensor:

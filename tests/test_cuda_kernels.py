@@ -12,7 +12,6 @@ from polyfield.cuda.hash_encoding import HashLayout, hash_encode
 from polyfield.cuda.marching import interval_points, march_grid
 from polyfield.cuda.marching_cubes import marching_cubes, marching_cubes_blocks
 from polyfield.cuda.packing import append_packed
-from polyfield.cuda.radiance import radiance, radiance_density
 
 from tests.emulation import on_both, on_gpu
 from tests.test_compositing import test_by_hand as test_composite_by_hand
@@ -171,34 +170,6 @@ def test_hash_encode_of_any_number_of_points(n):
         return features.detach(), *torch.autograd.grad(features, (points, table), upstream)
 
     close(*on_both(run, points, table, upstream), atol=2e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_radiance(bfloat16):
-    """Composed of other kernels, as against the fused one of the CPU."""
-    layout = HashLayout.build(4, 2, 9, base_resolution=4, finest_resolution=32)
-    g = torch.Generator().manual_seed(0)
-    table, points, extras = (
-        torch.randn(layout.entries, 2, generator=g),
-        torch.rand(70, 3, generator=g),
-        torch.ones(70, 5),
-    )
-    density = [torch.randn(o, i, generator=g) * 0.3 for o, i in ((16, 8), (4, 16))]
-    color = [torch.randn(o, i, generator=g) * 0.3 for o, i in ((16, 9), (3, 16))]
-
-    def run(points, extras, table, *weights):
-        inputs = [t.clone().requires_grad_() for t in (table, *weights)]
-        sigmas, colors = radiance(points, extras, inputs[0], layout, inputs[1:3], inputs[3:], bfloat16=bfloat16)
-        only = radiance_density(points, table, layout, weights[:2], bfloat16=bfloat16)
-        return (
-            sigmas.detach(),
-            colors.detach(),
-            only,
-            *torch.autograd.grad((sigmas.log() + colors.sum(1)).sum(), inputs),
-        )
-
-    tolerance = 2e-2 if bfloat16 else 1e-4
-    close(*on_both(run, points, extras, table, *density, *color), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("cascades, resolution", [(1, 4), (1, 72), (3, 32)])

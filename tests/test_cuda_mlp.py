@@ -56,13 +56,24 @@ def test_all_widths(width):
     check(case((12, width, 144 - width, 4), 35, torch.float32))
 
 
-def test_gradients_in_several_passes_are_the_same(monkeypatch):
+def test_a_network_in_several_segments_is_the_same(monkeypatch):
     arguments = case((20, 64, 32, 7), 150, torch.float32)
+    assert mlp_tensor.segments((20, 64, 32, 7)) == [(0, 3)]
     together = results(mlp, *arguments, bfloat16=True)
-    monkeypatch.setattr(mlp_tensor, "_OWN_SUMS", 8)
-    assert mlp_tensor.passes((20, 64, 32, 7)) == [(2, 3), (1, 2), (0, 1)]
+    monkeypatch.setattr(mlp_tensor, "REGISTERS", 8)
+    assert mlp_tensor.segments((20, 64, 32, 7)) == [(0, 1), (1, 2), (2, 3)]
     for a, b in zip(together, results(mlp, *arguments, bfloat16=True), strict=True):
         assert torch.equal(a, b)
+
+
+def test_segments_are_as_long_as_registers_last():
+    assert mlp_tensor.segments((32, 64, 64, 64, 64, 16)) == [(0, 5)]
+    assert mlp_tensor.segments((256, *[128] * 5)) == [(i, i + 1) for i in range(5)]
+    assert mlp_tensor.segments((32, 128, 16, 64, 3)) == [(0, 4)]
+    for sizes in ((7, 3), (32, 128, 128, 16), (256, 80, 96, 112, 128, 128)):
+        parts = mlp_tensor.segments(sizes)
+        assert [b for b, _ in parts] == [0, *(e for _, e in parts[:-1])] and parts[-1][1] == len(sizes) - 1
+        assert all(mlp_tensor.registers(sizes[b : e + 1]) <= 168 or e == b + 1 for b, e in parts)
 
 
 def test_inputs_at_odd_addresses():

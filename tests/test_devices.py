@@ -1,6 +1,7 @@
 """Fits on another device than the CPU: all is there, the CPU seldom waits for it, runs move from one to the other."""
 
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,15 +9,16 @@ import pytest
 import torch
 from polyfield.apps import devices, march_pace
 from polyfield.apps.api import fit_scene
-from polyfield.apps.commands.evaluate import photograph
 from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
+from polyfield.apps.images import photograph
 from polyfield.apps.recipes import ngp
 from polyfield.apps.run import Run, SceneFacts
 from polyfield.apps.viewer.painting import Painting, Stage
 from polyfield.cuda import device as gpu
+from polyfield.cuda import nvrtc
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
@@ -205,6 +207,64 @@ def test_why_a_gpu_cannot_be_used(monkeypatch):
     assert re.search(r"there is no cuda:1, for torch .* finds 1 GPU; choose a lower number", gpu.problem(1))
 
 
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """A GPU that torch can use, of a given compute capability."""
+    really = torch.ones
+
+    def of(*capability):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(torch, "ones", lambda *shape, **_: really(*shape))
+        monkeypatch.setattr(gpu, "architecture", lambda index: "sm_{}{}".format(*capability))
+        monkeypatch.setattr(gpu, "_LOADED", {})
+        monkeypatch.setattr(devices, "_said", set())
+
+    return of
+
+
+def test_a_gpu_without_cuda_core_idles_and_that_is_said(a_gpu, monkeypatch, capsys, tmp_path):
+    a_gpu(9, 0)
+    monkeypatch.setenv(nvrtc.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    for cached in (nvrtc._bindings, gpu._driver):
+        cached.cache_clear()
+    assert devices.choose_device("auto") == torch.device("cpu")
+    said = capsys.readouterr().err
+    assert re.search(r"Working on the CPU, not on the GPU: .* cuda-core, .* pip install 'polyfield\[cuda\]'", said)
+    with pytest.raises(UserError, match=r"--device cuda: .* the package cuda-core"):
+        devices.choose_device("cuda")
+
+
+def test_a_gpu_that_the_compiler_does_not_know_idles_and_that_is_said(a_gpu, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed: pip install 'polyfield[cuda]'")
+    monkeypatch.setenv(nvrtc.CACHE_VARIABLE, str(tmp_path))
+    for capability, remedy in (((5, 2), "use the CPU"), ((99, 0), "update cuda-core")):
+        a_gpu(*capability)
+        assert devices.choose_device("auto") == torch.device("cpu")
+        said = capsys.readouterr().err
+        assert "got sm_{}{}; ".format(*capability) + remedy in said
+        with pytest.raises(UserError, match=r"--device cuda: expected a GPU .* got none: .* compiles for"):
+            devices.choose_device("cuda")
+
+
+def test_a_gpu_without_bfloat16_says_so(monkeypatch):
+    from polyfield.cuda import mlp, native
+
+    x = torch.zeros(4, 3)
+    monkeypatch.setattr(mlp, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(mlp, "has_bfloat16", lambda tensor: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(ValueError, match=r"^mlp: bfloat16: expected a GPU .* 8\.0 or newer, got 7\.5; pass"):
+        mlp.mlp(x, [torch.zeros(2, 3)], bfloat16=True)
+    monkeypatch.setattr(native, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert not native.has_bfloat16(x)
+
+
 def test_the_command_line_refuses_a_device_that_is_none(capsys, tmp_path):
     from polyfield.apps.__main__ import main
 
@@ -261,7 +321,19 @@ def test_a_fit_says_which_option_needs_less_memory(monkeypatch, tmp_path):
 
 
 def _mixed_calls():
-    from polyfield.cuda import compositing, distortion, hash_encoding, marching, occupancy, packing, sparse_adam
+    from polyfield.cuda import (
+        compositing,
+        distortion,
+        gaussians,
+        hash_encoding,
+        marching,
+        mlp,
+        occupancy,
+        packing,
+        radiance,
+        sparse_adam,
+        ssim,
+    )
 
     x, far = torch.zeros(4), torch.zeros(4, device="meta")
     offsets, points = torch.tensor([0, 4], dtype=torch.int32), torch.zeros(4, 3)
@@ -270,7 +342,20 @@ def _mixed_calls():
     bits = torch.zeros(1, 1, dtype=torch.int64)
     grid = dict(resolution=4, half=1.0, step=0.1)
     cells = torch.zeros(4, dtype=torch.int32)
+    weights, tables, color = torch.zeros(16, 3), (torch.zeros(layout.entries, 2), layout), [torch.zeros(3, 5)]
+    cloud = [points, torch.zeros(4, 4), points, x, None, torch.eye(3), torch.eye(4), 8, 8]
+    image = torch.zeros(4, 4, 3)
     return {
+        "mlp: weights[1]": lambda: mlp.mlp(points, [weights, torch.zeros(3, 16, device="meta")]),
+        "mlp: biases[0]": lambda: mlp.mlp(points, [weights], [torch.zeros(16, device="meta")]),
+        "radiance: extras": lambda: radiance.radiance(points, far[:, None], *tables, [torch.zeros(4, 2)], color),
+        "radiance_density: density_weights[0]": lambda: radiance.radiance_density(
+            points, *tables, [torch.zeros(4, 2, device="meta")]
+        ),
+        "render_gaussians: log_scales": lambda: gaussians.render_gaussians(*cloud[:2], points.to("meta"), *cloud[3:]),
+        "render_gaussians: background": lambda: gaussians.render_gaussians(*cloud, background=far[:3]),
+        "ssim_l1: target": lambda: ssim.ssim_l1(image, image.to("meta")),
+        "ssim_l1: mask": lambda: ssim.ssim_l1(image, image, mask=torch.ones(4, 4, dtype=torch.bool, device="meta")),
         "composite: values[0]": lambda: compositing.composite(x, [far[:, None]], offsets),
         "prune: t_ends": lambda: compositing.prune_packed(x, x, far, offsets),
         "distortion: t_starts": lambda: distortion.distortion(x, far, x, offsets),

@@ -1,5 +1,10 @@
 """What only a GPU can show, with ``--device cuda``: how often a step waits, CUDA graphs, torch.compile, whole fits."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 from polyfield.apps.devices import CPU
@@ -30,6 +35,28 @@ def test_a_step_waits_three_times(scene, device):
         fit(job, Budget(steps=100), stop=lambda: job.step >= 30)
     counts = {event.key: event.count for event in seen.key_averages() if event.key in WAITS}
     assert sum(counts.values()) <= 3 * 10 + 1, counts
+
+
+SANITIZED = """
+import torch
+from polyfield.apps.self_check import CHECKS
+with torch.device("{device}"):
+    errors = {{name: check() for name, check in CHECKS.items()}}
+assert all(error < 1e-4 for error in errors.values()), errors
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool, device):
+    """Every kernel family, as the doctor checks it; each tensor in memory of its own, so that its ends are seen."""
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+    code = SANITIZED.format(device=device)
+    command = [sanitizer, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-c", code]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
 def _inputs(device, seed=0):

@@ -45,7 +45,7 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     from ..checkpoint import write_whole
     from ..devices import CPU, describe, wait
     from ..errors import UserError
-    from ..images import depth_picture, error_picture, save_png
+    from ..images import depth_picture, error_picture, photograph, save_png
 
     scene = run.scene()
     if not scene.test:
@@ -97,8 +97,3 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
     save_png(run.folder / "contact_sheet.png", torch.cat(padded))
     return metrics
-
-
-def photograph(frame: Any, renderer: Any) -> Any:
-    """A frame's colours (H, W, 3) in [0, 1] where the renderer works, over its backdrop where the frame has alpha."""
-    return frame.over(renderer.backdrop.cpu()).to(renderer.device)

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Iterator
 
 import torch
-from polyfield.apps.commands.evaluate import photograph
 from polyfield.apps.fit import Budget, Job, fit
+from polyfield.apps.images import photograph
 from polyfield.apps.recipes import ngp
 from polyfield.datasets.scene import Scene, open_scene
 from polyfield.renderers.metrics import psnr

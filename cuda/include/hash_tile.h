@@ -59,6 +59,12 @@ template <int D, bool HASHED> PF_INLINE void corners(const Lane<int32_t>* cell, 
   }
 }
 
+// Corner values (2^D) -> the value between them
+template <int D, class V, class T> PF_INLINE void interpolate(V* v, const T* fraction) {
+  for (int d = 0; d < D; ++d)
+    for (int k = 0; k < 1 << (D - 1 - d); ++k) v[k] = v[2 * k] + fraction[d] * (v[2 * k + 1] - v[2 * k]);
+}
+
 // d cell coordinate / d x: the resolution inside, 0 where the point is clamped
 template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resolution, T* s) {
   for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);

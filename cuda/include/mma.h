@@ -12,7 +12,14 @@
 
 namespace polyfield {
 
-#if !defined(POLYFIELD_EMULATED)  // tests define their own
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // no bfloat16; Python launches none of this there (mlp.check_bfloat16)
+
+PF_INLINE void mma_16x8x16(float (&)[4], const uint32_t (&)[4], uint32_t, uint32_t) { __trap(); }
+PF_INLINE void load_transposed(uint32_t (&)[4], const uint32_t*) { __trap(); }
+PF_INLINE void load_constant(uint32_t (&)[4], const uint32_t*) { __trap(); }
+template <bool RELU = false> PF_INLINE uint32_t pack_bfloat16(float, float) { return 0; }
+
+#elif !defined(POLYFIELD_EMULATED)  // tests define their own
 
 // d (16 x 8) += a (16 x 16) b (16 x 8)
 PF_INLINE void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

@@ -7,18 +7,12 @@
 // again, which costs less than reading them. Chunks and the order of sums are those of mlp_layers.h: the result does not
 // depend on threads or timing.
 #pragma once
+#include "activations.h"
 #include "hash_tile.h"
 #include "mlp_layers.h"
 
 namespace polyfield {
 namespace {
-
-// The activations; NaN stays NaN, for whoever looks at the loss.
-template <class R> PF_INLINE R density_of(R x) {
-  const R most(scalar_t<R>(15));
-  return select(x == x, exp(select(x > most, most, x)), x);
-}
-template <class R> PF_INLINE R color_of(R x) { return select(x == x, sigmoid(x), x); }
 
 #if !PF_CUDA
 

@@ -28,23 +28,23 @@ template <class Net, int l> struct Shares {
   static constexpr int TOGETHER = (OUT + IN) * WARPS <= EXCHANGE_TILES ? WARPS : WARPS / 2;  // warps whose samples fit in
 };
 
-// The sums of one warp for layers FROM to TO - 1, and where they lie in what a block writes: dW, then db, at multiples of four
-template <class Net, int FROM, int TO> struct Gradient {
+// The sums of one warp for all layers, and where they lie in what a block writes: dW, then db, at multiples of four
+template <class Net> struct Gradient {
   static constexpr int own(int l) { return (Net::tiles(l) * Net::tiles(l + 1) + WARPS - 1) / WARPS; }
   static constexpr int most() {
     int units = 1;
-    for (int l = FROM; l < TO; ++l) units = own(l) > units ? own(l) : units;
+    for (int l = 0; l < Net::layers; ++l) units = own(l) > units ? own(l) : units;
     return units;
   }
   // About what a thread holds: sums, all activations, two layers' gradients
   static constexpr int registers() {
     int held = 8 * Net::widest();
-    for (int l = 0; l < Net::layers; ++l) held += 4 * Net::tiles(l) + (l >= FROM && l < TO ? 8 * own(l) : 0);
+    for (int l = 0; l < Net::layers; ++l) held += 4 * Net::tiles(l) + 8 * own(l);
     return held;
   }
   static constexpr int exchanged() {
     int words = 1;
-    for_numbers<FROM, TO>([&](auto number) {
+    for_numbers<0, Net::layers>([&](auto number) {
       using S = Shares<Net, decltype(number)::value>;
       const int here = (S::OUT + S::IN) * S::TOGETHER * TILE_WORDS;
       words = here > words ? here : words;
@@ -52,15 +52,15 @@ template <class Net, int FROM, int TO> struct Gradient {
     return words;
   }
   static constexpr int weights_size(int l) { return (Net::dim(l) * Net::dim(l + 1) + 3) / 4 * 4; }
-  static constexpr int at(int l) { return l <= FROM ? 0 : at(l - 1) + weights_size(l - 1) + (Net::biased ? (Net::dim(l) + 3) / 4 * 4 : 0); }
-  static constexpr int size = at(TO);
+  static constexpr int at(int l) { return l == 0 ? 0 : at(l - 1) + weights_size(l - 1) + (Net::biased ? (Net::dim(l) + 3) / 4 * 4 : 0); }
+  static constexpr int size = at(Net::layers);
 
-  Sums weights[TO - FROM][most()];
-  float biases[TO - FROM][most()][4];
+  Sums weights[Net::layers][most()];
+  float biases[Net::layers][most()][4];
 
   PF_INLINE void clear() {
 #pragma unroll
-    for (int l = 0; l < TO - FROM; ++l)
+    for (int l = 0; l < Net::layers; ++l)
 #pragma unroll
       for (int i = 0; i < most(); ++i)
 #pragma unroll
@@ -102,28 +102,28 @@ template <class Net, int FROM, int TO> struct Gradient {
       }
       uint32_t right[4];
       load_transposed(right, rows + (S::OUT + column) * TILE_WORDS);
-      mma_16x8x16(weights[l - FROM][i][0], left, right[0], right[1]);
-      mma_16x8x16(weights[l - FROM][i][1], left, right[2], right[3]);
-      if (Net::biased && column == 0) mma_16x8x16(biases[l - FROM][i], left, ONES, ONES);
+      mma_16x8x16(weights[l][i][0], left, right[0], right[1]);
+      mma_16x8x16(weights[l][i][1], left, right[2], right[3]);
+      if (Net::biased && column == 0) mma_16x8x16(biases[l][i], left, ONES, ONES);
     }
   }
 
   PF_INLINE void write(float* to) const {
-    for_numbers<FROM, TO>([&](auto number) {
+    for_numbers<0, Net::layers>([&](auto number) {
       constexpr int l = decltype(number)::value;
       using S = Shares<Net, l>;
       float *of_weights = to + at(l), *of_biases = of_weights + weights_size(l);
 #pragma unroll
       for (int i = 0; i < S::OWN; ++i) {
         const int unit = warp_number() * S::OWN + i, row = unit / S::IN, tile = unit % S::IN;
-        const int column = 16 * tile + lane_number() % 4 * 4;
+        const int column = Net::column(l, tile) + lane_number() % 4 * 4;
         if (unit >= S::UNITS) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int out = 16 * row + channel_of(lane_number() / 4 + 8 * half);
           if (out >= Net::dim(l + 1)) continue;
-          store_four<Net::dim(l) % 4 == 0>(of_weights + out * Net::dim(l) + column, row_of(weights[l - FROM][i], half), Net::dim(l) - column);
-          if (Net::biased && tile == 0 && lane_number() % 4 == 0) of_biases[out] = biases[l - FROM][i][2 * half];
+          store_four<Net::fours(l)>(of_weights + out * Net::dim(l) + column, row_of(weights[l][i], half), Net::last(l, tile) - column);
+          if (Net::biased && tile == 0 && lane_number() % 4 == 0) of_biases[out] = biases[l][i][2 * half];
         }
       }
     });
@@ -140,16 +140,15 @@ PF_INLINE void round_open(uint32_t (&to)[4], const Sums& sums, const uint32_t (&
 }
 
 // From the activations h and the gradient g of the outputs, both of 16 samples per warp: the layers' sums, and
-// finish(tile, sums) with the gradient to the inputs, if it is wanted.
-template <class Net, int FROM, int TO, int W, class Finish>
-PF_INLINE void backward_layers(Gradient<Net, FROM, TO>& gradient, const uint32_t (&h)[Net::layers][1][W][4],
+// finish(tile, sums) with the gradient to the inputs (but those set apart), if it is wanted.
+template <class Net, int W, class Finish>
+PF_INLINE void backward_layers(Gradient<Net>& gradient, const uint32_t (&h)[Net::layers][1][W][4],
                                uint32_t (&g)[2][1][W][4], const Patch* transposed, uint32_t* exchange, bool of_weights, bool of_inputs, Finish finish) {
   for_numbers<0, Net::layers>([&](auto number) {
     constexpr int l = Net::layers - 1 - decltype(number)::value, now = decltype(number)::value % 2;
-    if constexpr (l >= FROM && l < TO)
-      if (of_weights) gradient.template add<l>(g[now], h[l], exchange);
+    if (of_weights) gradient.template add<l>(g[now], h[l], exchange);
     if (l == 0 && !of_inputs) return;
-    multiply<Net::tiles(l + 1), Net::tiles(l), 0>(g[now], transposed + Net::patch(l) * 32, nullptr, [&](int, int tile, const Sums& sums) {
+    multiply<Net::tiles(l + 1), Net::tiles(l), 0, l == 0 ? Net::apart : 0>(g[now], transposed + Net::patch(l) * 32, nullptr, [&](int, int tile, const Sums& sums) {
       if (l == 0) finish(tile, sums);
       else round_open(g[1 - now][0][tile], sums, h[l][0][tile]);
     });

@@ -19,16 +19,21 @@ constexpr int ceil16(int n) { return (n + 15) / 16; }
 // and writes in one piece; what order channels have inside is nothing to a product.
 PF_INLINE constexpr int channel_of(int slot) { return slot % 8 / 2 * 4 + slot / 8 * 2 + slot % 2; }
 
-// Sizes of a network: layer l has dim(l) inputs and dim(l + 1) outputs.
-template <int LAYERS, bool BIASED, int... D> struct Network {
-  static constexpr int layers = LAYERS;
+// Sizes of a network: layer l has dim(l) inputs and dim(l + 1) outputs. The first APART inputs begin tiles of their own and so do
+// the others, since they come from elsewhere.
+template <int LAYERS, bool BIASED, int APART, int... D> struct Network {
+  static constexpr int layers = LAYERS, apart = ceil16(APART);
   static constexpr bool biased = BIASED;
   static constexpr int dim(int l) {
     const int d[] = {D...};
     return d[l];
   }
   static constexpr int biases(int l) { return BIASED ? dim(l + 1) : 0; }
-  static constexpr int tiles(int l) { return ceil16(dim(l)); }
+  static constexpr int tiles(int l) { return l == 0 ? apart + ceil16(dim(0) - APART) : ceil16(dim(l)); }
+  // Of a tile of layer l's inputs: its first column, and where the columns end that it may have; whether all come in fours
+  static constexpr int column(int l, int tile) { return l == 0 && tile >= apart ? APART + 16 * (tile - apart) : 16 * tile; }
+  static constexpr int last(int l, int tile) { return l == 0 && tile < apart ? APART : dim(l); }
+  static constexpr bool fours(int l) { return dim(l) % 4 == 0 && (l > 0 || APART % 4 == 0); }
   // Packed weights, in patches of 16 x 16: where layer l's begin, and all of them; after them the same again, transposed
   static constexpr int patch(int l) { return l == 0 ? 0 : patch(l - 1) + tiles(l - 1) * tiles(l); }
   static constexpr int patches = patch(LAYERS);
@@ -99,12 +104,12 @@ template <bool RELU = false> PF_INLINE void round_to(uint32_t (&to)[4], const Su
 
 // ---- products ---------------------------------------------------------------------------------------------------------
 
-// finish(m, tile, sums) for each 16 samples and 16 outputs: in (16 M samples, 16 IN) times IN x OUT patches, plus bias,
-// of which there are BIASES.
-template <int IN, int OUT, int BIASES, int M, int W, class Finish>
+// finish(m, tile, sums) for each 16 samples and 16 outputs, from tile FIRST on: in (16 M samples, 16 IN) times IN x OUT patches, plus
+// bias, of which there are BIASES.
+template <int IN, int OUT, int BIASES, int FIRST = 0, int M, int W, class Finish>
 PF_INLINE void multiply(const uint32_t (&in)[M][W][4], const Patch* weights, const float* bias, Finish finish) {
 #pragma unroll
-  for (int tile = 0; tile < OUT; ++tile) {
+  for (int tile = FIRST; tile < OUT; ++tile) {
     Sums sums[M];
     Four start{};
     if constexpr (BIASES > 0) {
@@ -153,8 +158,8 @@ template <class Net> PF_INLINE Patch pack_patch(const Pointers& weights, int at,
     const int depth = transposed ? Net::tiles(l + 1) : Net::tiles(l), across = local / depth, along = local % depth;
     const auto weight = [&](int k, int j) {  // slot k along the sum, slot j across it
       const int out = 16 * (transposed ? along : across) + channel_of(transposed ? k : j), tile = transposed ? across : along;
-      const int in = 16 * tile + channel_of(transposed ? j : k);
-      return out < Net::dim(l + 1) && in < Net::dim(l) ? weights.of[l][out * Net::dim(l) + in] : 0.0f;
+      const int in = Net::column(l, tile) + channel_of(transposed ? j : k);
+      return out < Net::dim(l + 1) && in < Net::last(l, tile) ? weights.of[l][out * Net::dim(l) + in] : 0.0f;
     };
     for (int r = 0; r < 4; ++r) {
       const int k = r % 2 * 8 + 2 * t, j = r / 2 * 8 + g;

@@ -16,12 +16,7 @@ namespace {
 
 // ---- per item: the same on both machines ------------------------------------------------------------------------------
 
-// Corner values (2^D) -> the value between them
-template <int D, class V, class T> PF_INLINE void interpolate(V* v, const T* fraction) {
-  for (int d = 0; d < D; ++d)
-    for (int k = 0; k < 1 << (D - 1 - d); ++k) v[k] = v[2 * k] + fraction[d] * (v[2 * k + 1] - v[2 * k]);
-}
-// and back: v[0] -> each corner's share of it
+// v[0] -> each corner's share of it
 template <int D, class V, class T> PF_INLINE void share_out(V* v, const T* fraction) {
   for (int d = D - 1; d >= 0; --d)
     for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {

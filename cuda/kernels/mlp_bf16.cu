@@ -20,13 +20,11 @@
 #define PF_D5 0
 #define PF_BIASED 0
 #define PF_ROWS 32
-#define PF_FROM 0
-#define PF_TO 3
 #endif
 
 namespace polyfield {
 
-using Net = Network<PF_LAYERS, PF_BIASED, PF_D0, PF_D1, PF_D2, PF_D3, PF_D4, PF_D5>;
+using Net = Network<PF_LAYERS, PF_BIASED, 0, PF_D0, PF_D1, PF_D2, PF_D3, PF_D4, PF_D5>;
 
 // weights -> patches for the products forward, then backward: one thread per lane of a patch
 void mlp_pack(const Inline<Pointers>& weights, uint32_t* packed, Threads<> lanes) {
@@ -51,10 +49,10 @@ void mlp_tensor(const float* inputs, const uint32_t* packed, const Inline<Pointe
   });
 }
 
-using Gradients = Gradient<Net, PF_FROM, PF_TO>;
+using Gradients = Gradient<Net>;
 constexpr bool TWO_BLOCKS = Gradients::registers() <= 96;  // without spills
 
-// Gradients to the inputs (or null), and each block's sums for the weights and biases of layers PF_FROM to PF_TO - 1 (or null)
+// Gradients to the inputs (or null), and each block's sums for all weights and biases (or null)
 void mlp_tensor_backward(const float* inputs, const float* grad_outputs, const uint32_t* packed, const Inline<Pointers>& biases, float* grad_inputs,
                          float* sums, Blocks<32 * WARPS, TWO_BLOCKS ? 2 : 1> blocks, int64_t n) {
   PF_SHARED(uint32_t, exchange, [Gradients::exchanged()]);
@@ -76,36 +74,9 @@ void mlp_tensor_backward(const float* inputs, const float* grad_outputs, const u
   });
 }
 
-// The sums of all blocks (blocks, size), added in order: to `count` tensors, each from place `begin` on
-struct Targets {
-  struct {
-    int64_t begin, size;
-    float* to;
-  } of[2 * MAX_LAYERS];
-};
-void mlp_add_up(const float* sums, const Inline<Targets>& targets, int count, int64_t size, int64_t rows, Blocks<256> n) {
-  for_each(n, [&](int64_t block) {
-    PF_SHARED(float, parts, [8][32]);
-    const int64_t place = block * 32 + lane_number();
-    float sum = 0;
-    if (place < size)
-#pragma unroll 8
-      for (int64_t row = warp_number(); row < rows; row += 8) sum += sums[row * size + place];
-    parts[warp_number()][lane_number()] = sum;
-    __syncthreads();
-    if (warp_number() > 0) return;
-    for (int i = 1; i < 8; ++i) sum += parts[i][lane_number()];
-    for (int i = 0; i < count; ++i) {
-      const auto& target = targets.value.of[i];
-      if (target.to && place >= target.begin && place < target.begin + target.size) target.to[place - target.begin] = sum;
-    }
-  });
-}
-
 POLYFIELD_OP(mlp_pack, mlp_pack)
 POLYFIELD_OP(mlp_tensor, mlp_tensor)
 POLYFIELD_OP(mlp_tensor_backward, mlp_tensor_backward)
-POLYFIELD_OP(mlp_add_up, mlp_add_up)
 
 }  // namespace polyfield
 
