@@ -8,7 +8,7 @@ memory and travel, pinned, while the GPU works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,10 +28,17 @@ def _pixel_centers(camera: Camera) -> Tensor:
 
 
 class PixelBatches:
-    """Draws ``rays`` random training pixels, on ``device``."""
+    """Draws ``rays`` random training pixels, on ``device``; with what is ``needed`` of depths and normals."""
 
     def __init__(
-        self, frames: Sequence[Frame], *, near: float, rays: int = 1024, seed: int = 0, device: torch.device = CPU
+        self,
+        frames: Sequence[Frame],
+        *,
+        near: float,
+        rays: int = 1024,
+        seed: int = 0,
+        device: torch.device = CPU,
+        needed: Collection[str] = (),
     ) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
@@ -64,6 +71,8 @@ class PixelBatches:
         self.alphas = torch.cat([_or_full(f.alphas, f, 255, torch.uint8) for f in frames]) if has_alpha else None
         has_mask = any(f.mask is not None for f in frames)
         self.masks = torch.cat([_or_full(f.mask, f, True, torch.bool) for f in frames]) if has_mask else None
+        self.depths = _known(frames, "depths", (), torch.float32) if "depths" in needed else None
+        self.normals = _known(frames, "normals", (3,), torch.float16) if "normals" in needed else None
         poses = torch.stack([f.camera.camera_to_world for f in frames]).float()
         self.rotations, self.positions = poses[:, :3, :3].contiguous(), poses[:, :3, 3].contiguous()
         self.storage = CPU  # where photographs are and batches are drawn
@@ -80,7 +89,7 @@ class PixelBatches:
     @property
     def memory_bytes(self) -> int:
         """What the photographs and directions hold."""
-        tensors = [self.colors, self.alphas, self.masks, self.directions]
+        tensors = [self.colors, self.alphas, self.masks, self.depths, self.normals, self.directions]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def draw(self) -> tuple[Rays, Pixels, Tensor]:
@@ -97,14 +106,13 @@ class PixelBatches:
             torch.full((rays,), float("inf"), device=self.storage),
             camera_indices=camera,
         )
-        target = Pixels(
-            colors=self.colors.index_select(0, pixel),
-            alphas=None if self.alphas is None else self.alphas.index_select(0, pixel),
-            masks=None if self.masks is None else self.masks.index_select(0, pixel),
-        )
+        stored = {name: getattr(self, name) for name in ("colors", "alphas", "masks", "depths", "normals")}
+        target = Pixels(**{k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()})
         if self.storage != self.device:
             view, target = view.send(self.device), target.send(self.device)
-        return view, replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas)), view.camera_indices
+        normals = None if target.normals is None else target.normals.float()
+        target = replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas), normals=normals)
+        return view, target, view.camera_indices
 
 
 def _unit(values: Tensor | None) -> Tensor | None:
@@ -116,3 +124,10 @@ def _or_full(values: Tensor | None, frame: Frame, full: float, dtype: torch.dtyp
     if values is None:
         return torch.full((frame.camera.height * frame.camera.width,), full, dtype=dtype, device=frame.colors.device)
     return values.reshape(-1)
+
+
+def _known(frames: Sequence[Frame], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """(P, *shape) depths or normals of all pixels, 0 = unknown."""
+    zeros = lambda f: torch.zeros(f.camera.height * f.camera.width, *shape, dtype=dtype, device=f.colors.device)  # noqa: E731
+    found = [(frame, getattr(frame, name)) for frame in frames]
+    return torch.cat([zeros(f) if v is None else v.reshape(-1, *shape).to(dtype) for f, v in found])

@@ -70,6 +70,7 @@ class Job:
     exposure: Exposure | None = None
     poses: PoseDeltas | None = None
     average: Average | None = None
+    drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
     step: int = 0
     elapsed: float = 0.0
@@ -173,7 +174,7 @@ def fit(
 def _one_step(job: Job, spent: float) -> Report:
     view, target, frames = job.batches.draw()
     view = view if job.poses is None else job.poses(view, frames, spent)
-    render = job.renderer.render(job.field, view)
+    render = job.renderer.render(job.field, view, **dict.fromkeys(job.drawn, True))
     if job.exposure is not None:
         assert render.pixels.colors is not None
         exposed = job.exposure(render.pixels.colors, frames)

@@ -25,6 +25,7 @@ class Render:
     output: FieldOutput | None = None
     marched: Samples | None = None  # intervals before those that cannot matter were dropped
     marched_values: Tensor | None = None  # the field's values there
+    mean_normals: Tensor | None = None  # (*P, 3) of what a pixel meets, shorter than 1 where that disagrees
 
 
 class Renderer(Protocol[F_contra]):
@@ -55,9 +56,11 @@ class Step:
             raise ValueError("photometric: render: expected a background for a target with alpha, got none")
         return colors * alphas[..., None] + self.render.background * (1 - alphas[..., None])
 
-    def mean(self, values: Tensor) -> Tensor:
-        """values (*P,) -> (): their mean over the pixels whose pixels count; 0 if none does."""
+    def mean(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """values (*P,) -> (): their mean over the pixels that count, of those ``known`` (*P,) bool; 0 if none does."""
         masks = self.target.masks
+        if known is not None:
+            masks = known if masks is None else masks & known
         if masks is None:
             return values.mean()
         return values.where(masks, 0).sum() / masks.sum().clamp(min=1)

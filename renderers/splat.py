@@ -49,13 +49,20 @@ class SplatRenderer(nn.Module):
         return self.background.device
 
     def render(
-        self, field: Primitives, view: Camera | Rays, *, normals: bool = False, median_depths: bool = False
+        self,
+        field: Primitives,
+        view: Camera | Rays,
+        *,
+        normals: bool = False,
+        median_depths: bool = False,
+        depths: bool | None = None,
     ) -> Render:
         """The whole image (H, W) of a Camera, with gradients while fitting.
 
-        Depths, when not fitting, are along the ray: expected ones or, on request, those of the Gaussian at which half
-        of the light is gone (0 where that never happens). Normals are the flattest axes, towards the camera. Raises
-        ValueError for Rays, and for a lens that a Gaussian's image is not computed for.
+        Depths are along the ray: expected ones or, on request and when not fitting, those of the Gaussian at which
+        half of the light is gone (0 where that never happens); None = only when not fitting. Normals are the flattest
+        axes, towards the camera. Raises ValueError for Rays, and for a lens that a Gaussian's image is not computed
+        for.
         """
         if not isinstance(view, Camera):
             raise ValueError("SplatRenderer: view: expected a Camera, got Rays; draw whole images")
@@ -64,12 +71,15 @@ class SplatRenderer(nn.Module):
             raise ValueError(
                 f"SplatRenderer: view: expected no distortion, got a lens {view.model.value}; use undistorted(frame)"
             )
-        if self.training:
-            return self._render(field, view, lens, normals, median_depths)
-        with torch.no_grad():
-            return self._render(field, view, lens, normals, median_depths)
+        fit = self.training and torch.is_grad_enabled()
+        depths = not fit if depths is None else depths
+        median_depths = median_depths and not fit
+        with torch.set_grad_enabled(fit):
+            return self._render(field, view, lens, normals, median_depths, depths and not median_depths)
 
-    def _render(self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool) -> Render:
+    def _render(
+        self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool, depths: bool
+    ) -> Render:
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
@@ -84,8 +94,8 @@ class SplatRenderer(nn.Module):
             camera.height,
             features=_normals(g.quats, g.log_scales, g.means, camera) if normals else None,
             background=background,
-            depths=not (fit or median_depths),
-            median_depths=not fit and median_depths,
+            depths=depths,
+            median_depths=median_depths,
             degree=self.degree if fit else None,
             near=self.config.near,
             blur=self.config.blur,
@@ -94,13 +104,15 @@ class SplatRenderer(nn.Module):
             grad_buffers=buffers if len(buffers) == len(parameters) else None,
             statistics=self.statistics if fit else None,
         )
-        depths = drawn.median_depths
+        along, directions, mean = drawn.median_depths, None, None
         if drawn.z_depths is not None:
-            depths = drawn.z_depths / drawn.alphas.clamp(min=1e-6)
-        if depths is not None and lens is Lens.PINHOLE:
-            depths = depths * lengthening(camera)
-        directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
-        return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
+            along = drawn.z_depths / drawn.alphas.clamp(min=1e-6)
+        if along is not None and lens is Lens.PINHOLE:
+            along = along * lengthening(camera)
+        if drawn.features is not None:
+            directions = nn.functional.normalize(drawn.features, dim=-1)
+            mean = drawn.features / drawn.alphas.clamp(min=1e-6)[..., None]
+        return Render(Pixels(drawn.colors, drawn.alphas, along, directions), background, mean_normals=mean)
 
     def _background(self) -> Tensor:
         if not (self.training and self.random):

@@ -17,16 +17,20 @@ from ...geometry.occupancy import OccupancyGrid
 from ...geometry.types import Aabb
 from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
 from ...renderers.exposure import Exposure
+from ...renderers.losses.depth import Depth
 from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.opacity import Opacity
 from ...renderers.losses.photometric import Photometric
 from ...renderers.opacity import density
+from ...renderers.pose_deltas import PoseConfig
+from ...renderers.protocols import Loss
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..devices import CPU
 from ..fit import Budget, Job, Report
 from ..march_pace import MarchPace
 from ..run import SceneFacts
+from ..supervision import needed
 
 
 class Background(Enum):
@@ -88,11 +92,15 @@ class Config:
     photometric: Photometric = Photometric()
     distortion: Distortion = Distortion(weight=1e-3)
     opacity: Opacity = Opacity()
+    depth: Depth = Depth()
     background: Background = Background.AUTO
     average_every: int = 20
     """Steps between those that go into the mean of the parameters, which is what the fit keeps; 0 = keep the last."""
     exposure: bool = False
     """Fit one gain per photograph and channel."""
+    refine_poses: bool = False
+    """Correct the cameras' poses while fitting."""
+    poses: PoseConfig = PoseConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
 
@@ -128,16 +136,24 @@ class Config:
         if extra:
             groups.append({"params": extra, "lr": rate * 0.3})
         groups = [{**group, "final_fraction": o.final_fraction} for group in groups]
-        losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
-        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device)
+        poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
+        if poses is not None:
+            groups.append(self.poses.group(poses))
+        names = ("photometric", "distortion", "opacity", "depth")
+        losses: dict[str, Loss] = {k: getattr(self, k) for k in names if getattr(self, k).weight != 0}
+        known = needed(losses, scene)
+        if poses is not None:
+            losses["poses"] = poses.prior
+        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device, needed=known)
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         return Job(
             field=model,
             renderer=renderer,
             batches=batches,
-            losses={name: loss for name, loss in losses.items() if loss.weight != 0},
+            losses=losses,
             optimizer=Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps),
             exposure=exposure,
+            poses=poses,
             average=Average(model) if self.average_every else None,
             parts={"pace": MarchPace(batches, renderer, samples)},
             generator=torch.Generator(device).manual_seed(seed + 3),
@@ -163,7 +179,7 @@ class Config:
         job, o, render = report.job, self.occupancy, report.step.render
         watched = job.step % o.observe_every == 0
         if watched and render.marched is not None and render.marched_values is not None:
-            points = render.marched.positions(report.step.view)
+            points = render.marched.positions(report.step.view.detach())  # type: ignore[arg-type]
             job.renderer.occupancy.observe(points, render.marched_values, decay=o.fading)
         if job.step % o.every:
             return

@@ -14,6 +14,7 @@ from ...fields.gaussians import GaussianField
 from ...fields.optimizer import Adam
 from ...geometry import Aabb, Gaussians
 from ...renderers.exposure import Exposure
+from ...renderers.losses.depth import Depth
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
 from ...renderers.pose_deltas import PoseConfig
@@ -24,6 +25,7 @@ from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
 from ..run import SceneFacts
+from ..supervision import needed
 
 BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
 
@@ -74,6 +76,7 @@ class Config:
     photometric: SsimL1 = SsimL1()
     opacity: MeanOpacity = MeanOpacity()
     scale: MeanScale = MeanScale()
+    depth: Depth = Depth()
     max_gaussians: int = 120_000
     """Never exceeded."""
     max_memory: int | None = None
@@ -109,6 +112,9 @@ class Config:
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
+        names = ("photometric", "opacity", "scale", "depth")
+        losses: dict[str, Loss] = {k: getattr(self, k) for k in names if getattr(self, k).weight != 0}
+        known = needed(losses, scene)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
@@ -131,13 +137,11 @@ class Config:
         exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         if exposure is not None:
             groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
-        terms = {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
-        losses: dict[str, Loss] = {name: loss for name, loss in terms.items() if loss.weight != 0}
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
             losses["poses"] = poses.prior
-        batches = ImageBatches(scene.train, seed=seed + 2, device=device)
+        batches = ImageBatches(scene.train, seed=seed + 2, device=device, needed=known)
         return Job(
             field=model,
             renderer=renderer,
@@ -146,6 +150,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
+            drawn=known,
             parts={"batches": batches},
             elapsed=seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
