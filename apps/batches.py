@@ -28,7 +28,7 @@ def _pixel_centers(camera: Camera) -> Tensor:
 
 
 class PixelBatches:
-    """Draws ``rays`` random training pixels, on ``device``; with what is ``needed`` of depths and normals."""
+    """Draws ``rays`` random training pixels, on ``device``; what is ``needed`` of depths, normals, image_points too."""
 
     def __init__(
         self,
@@ -65,6 +65,8 @@ class PixelBatches:
         self.count = sum(sizes)
         self.directions = torch.cat(directions)
         self.lens_offsets = torch.tensor(first, device=CPU)
+        self.sizes = torch.tensor([[f.camera.width, f.camera.height] for f in frames], device=CPU)
+        self.has_points = "image_points" in needed
         self.pixel_offsets = torch.tensor([0, *sizes], device=CPU).cumsum(0)
         self.colors = torch.cat([f.colors.reshape(-1, 3) for f in frames])
         has_alpha = any(f.alphas is not None for f in frames)
@@ -97,7 +99,8 @@ class PixelBatches:
         rays = self.rays
         pixel = torch.randint(self.count, (rays,), generator=self.generator, device=self.storage)
         camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
-        local = self.directions.index_select(0, self.lens_offsets[camera] + pixel - self.pixel_offsets[camera])
+        within = pixel - self.pixel_offsets[camera]
+        local = self.directions.index_select(0, self.lens_offsets[camera] + within)
         directions = (self.rotations.index_select(0, camera) @ local[:, :, None])[:, :, 0]
         view = Rays(
             self.positions.index_select(0, camera),
@@ -105,6 +108,7 @@ class PixelBatches:
             torch.full((rays,), self.near, device=self.storage),
             torch.full((rays,), float("inf"), device=self.storage),
             camera_indices=camera,
+            image_points=self._image_points(camera, within) if self.has_points else None,
         )
         stored = {name: getattr(self, name) for name in ("colors", "alphas", "masks", "depths", "normals")}
         target = Pixels(**{k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()})
@@ -113,6 +117,10 @@ class PixelBatches:
         normals = None if target.normals is None else target.normals.float()
         target = replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas), normals=normals)
         return view, target, view.camera_indices
+
+    def _image_points(self, camera: Tensor, within: Tensor) -> Tensor:
+        size = self.sizes[camera]
+        return (torch.stack([within % size[:, 0], within // size[:, 0]], -1) + 0.5) / size
 
 
 def _unit(values: Tensor | None) -> Tensor | None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..fields.average import Average
 from ..geometry import Camera, Pixels, Rays
-from ..renderers.exposure import Exposure
 from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
 from .devices import CPU, default_generator, read_later
@@ -67,7 +66,7 @@ class Job:
     batches: Batches
     losses: Mapping[str, Loss]
     optimizer: torch.optim.Optimizer
-    exposure: Exposure | None = None
+    exposure: nn.Module | None = None  # (colours, frames, view) -> colours as photographed
     poses: PoseDeltas | None = None
     average: Average | None = None
     drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
@@ -177,9 +176,9 @@ def _one_step(job: Job, spent: float) -> Report:
     render = job.renderer.render(job.field, view, **dict.fromkeys(job.drawn, True))
     if job.exposure is not None:
         assert render.pixels.colors is not None
-        exposed = job.exposure(render.pixels.colors, frames)
+        exposed = job.exposure(render.pixels.colors, frames, view)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
-    step = Step(job.step, job.field, view, render, target)
+    step = Step(job.step, job.field, view, render, target, frames)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

@@ -43,6 +43,7 @@ class Step:
     view: Camera | Rays
     render: Render
     target: Pixels
+    frames: Tensor | None = None  # which photographs: a number () of one, or each ray's (R,)
 
     @property
     def target_colors(self) -> Tensor:

@@ -154,14 +154,11 @@ class VolumeRenderer(nn.Module):
         background = self.background(rays, self.training)
         if "colors" in accumulated:
             accumulated["colors"] = accumulated["colors"] + (1 - opacities)[:, None] * background
-        whole = opacities.clamp(min=1e-6)
-        mean_normals = None
         if "normals" in accumulated:
-            mean_normals = accumulated["normals"] / whole[:, None]
             accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
-        accumulated["depths"] = accumulated["depths"][:, 0] / whole
+        accumulated["depths"] = accumulated["depths"][:, 0] / opacities.clamp(min=1e-6)
         pixels = Pixels(alphas=opacities, **accumulated)
-        return Render(pixels, background, samples, weights, output, marched, marched_values, mean_normals)
+        return Render(pixels, background, samples, weights, output, marched, marched_values)
 
     @torch.no_grad()
     def _render_image(self, field: Field, camera: Camera, normals: bool) -> Render:

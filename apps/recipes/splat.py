@@ -13,14 +13,16 @@ from ...fields import density_control
 from ...fields.gaussians import GaussianField
 from ...fields.optimizer import Adam
 from ...geometry import Aabb, Gaussians
-from ...renderers.exposure import Exposure
+from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
 from ...renderers.losses.depth import Depth
+from ...renderers.losses.normal import Normal
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
+from ..exposures import ExposureKind, center_exposures
 from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
@@ -77,6 +79,7 @@ class Config:
     opacity: MeanOpacity = MeanOpacity()
     scale: MeanScale = MeanScale()
     depth: Depth = Depth()
+    normal: Normal = Normal()
     max_gaussians: int = 120_000
     """Never exceeded."""
     max_memory: int | None = None
@@ -85,8 +88,8 @@ class Config:
     """Share of the budget after which another band of the colours joins in."""
     random_background: bool | None = None
     """While fitting; None = where photographs have alpha."""
-    exposure: bool = False
-    """Fit one gain per photograph and channel."""
+    exposure: ExposureKind = ExposureKind.NONE
+    bilateral: BilateralConfig = BilateralConfig()
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
@@ -112,7 +115,7 @@ class Config:
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
-        names = ("photometric", "opacity", "scale", "depth")
+        names = ("photometric", "opacity", "scale", "depth", "normal")
         losses: dict[str, Loss] = {k: getattr(self, k) for k in names if getattr(self, k).weight != 0}
         known = needed(losses, scene)
         torch.manual_seed(seed)
@@ -134,9 +137,10 @@ class Config:
             {"params": [model.sh], "lr": r.colors, "column_rates": columns},
         ]
         groups = [{**group, "sparse": True} for group in groups]
-        exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
-        if exposure is not None:
-            groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
+        exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=1e-3, sparse=False)
+        groups += more
+        if isinstance(exposure, BilateralGrids):
+            losses["exposure"] = exposure.prior
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
@@ -158,7 +162,7 @@ class Config:
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.widen_colors, self.control_density]
+        return [self.widen_colors, self.control_density, center_exposures]
 
     def widen_colors(self, report: Report) -> None:
         """Let another band of the colours join in, now and then."""
