@@ -8,7 +8,7 @@ memory and travel, pinned, while the GPU works.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,10 +28,17 @@ def _pixel_centers(camera: Camera) -> Tensor:
 
 
 class PixelBatches:
-    """Draws ``rays`` random training pixels, on ``device``."""
+    """Draws ``rays`` random training pixels, on ``device``; what is ``needed`` of depths, normals, image_points too."""
 
     def __init__(
-        self, frames: Sequence[Frame], *, near: float, rays: int = 1024, seed: int = 0, device: torch.device = CPU
+        self,
+        frames: Sequence[Frame],
+        *,
+        near: float,
+        rays: int = 1024,
+        seed: int = 0,
+        device: torch.device = CPU,
+        needed: Collection[str] = (),
     ) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
@@ -58,12 +65,16 @@ class PixelBatches:
         self.count = sum(sizes)
         self.directions = torch.cat(directions)
         self.lens_offsets = torch.tensor(first, device=CPU)
+        self.sizes = torch.tensor([[f.camera.width, f.camera.height] for f in frames], device=CPU)
+        self.has_points = "image_points" in needed
         self.pixel_offsets = torch.tensor([0, *sizes], device=CPU).cumsum(0)
         self.colors = torch.cat([f.colors.reshape(-1, 3) for f in frames])
         has_alpha = any(f.alphas is not None for f in frames)
         self.alphas = torch.cat([_or_full(f.alphas, f, 255, torch.uint8) for f in frames]) if has_alpha else None
         has_mask = any(f.mask is not None for f in frames)
         self.masks = torch.cat([_or_full(f.mask, f, True, torch.bool) for f in frames]) if has_mask else None
+        self.depths = _known(frames, "depths", (), torch.float32) if "depths" in needed else None
+        self.normals = _known(frames, "normals", (3,), torch.float16) if "normals" in needed else None
         poses = torch.stack([f.camera.camera_to_world for f in frames]).float()
         self.rotations, self.positions = poses[:, :3, :3].contiguous(), poses[:, :3, 3].contiguous()
         self.storage = CPU  # where photographs are and batches are drawn
@@ -80,7 +91,7 @@ class PixelBatches:
     @property
     def memory_bytes(self) -> int:
         """What the photographs and directions hold."""
-        tensors = [self.colors, self.alphas, self.masks, self.directions]
+        tensors = [self.colors, self.alphas, self.masks, self.depths, self.normals, self.directions]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def draw(self) -> tuple[Rays, Pixels, Tensor]:
@@ -88,7 +99,8 @@ class PixelBatches:
         rays = self.rays
         pixel = torch.randint(self.count, (rays,), generator=self.generator, device=self.storage)
         camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
-        local = self.directions.index_select(0, self.lens_offsets[camera] + pixel - self.pixel_offsets[camera])
+        within = pixel - self.pixel_offsets[camera]
+        local = self.directions.index_select(0, self.lens_offsets[camera] + within)
         directions = (self.rotations.index_select(0, camera) @ local[:, :, None])[:, :, 0]
         view = Rays(
             self.positions.index_select(0, camera),
@@ -96,15 +108,19 @@ class PixelBatches:
             torch.full((rays,), self.near, device=self.storage),
             torch.full((rays,), float("inf"), device=self.storage),
             camera_indices=camera,
+            image_points=self._image_points(camera, within) if self.has_points else None,
         )
-        target = Pixels(
-            colors=self.colors.index_select(0, pixel),
-            alphas=None if self.alphas is None else self.alphas.index_select(0, pixel),
-            masks=None if self.masks is None else self.masks.index_select(0, pixel),
-        )
+        stored = {name: getattr(self, name) for name in ("colors", "alphas", "masks", "depths", "normals")}
+        target = Pixels(**{k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()})
         if self.storage != self.device:
             view, target = view.send(self.device), target.send(self.device)
-        return view, replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas)), view.camera_indices
+        normals = None if target.normals is None else target.normals.float()
+        target = replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas), normals=normals)
+        return view, target, view.camera_indices
+
+    def _image_points(self, camera: Tensor, within: Tensor) -> Tensor:
+        size = self.sizes[camera]
+        return (torch.stack([within % size[:, 0], within // size[:, 0]], -1) + 0.5) / size
 
 
 def _unit(values: Tensor | None) -> Tensor | None:
@@ -116,3 +132,10 @@ def _or_full(values: Tensor | None, frame: Frame, full: float, dtype: torch.dtyp
     if values is None:
         return torch.full((frame.camera.height * frame.camera.width,), full, dtype=dtype, device=frame.colors.device)
     return values.reshape(-1)
+
+
+def _known(frames: Sequence[Frame], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """(P, *shape) depths or normals of all pixels, 0 = unknown."""
+    zeros = lambda f: torch.zeros(f.camera.height * f.camera.width, *shape, dtype=dtype, device=f.colors.device)  # noqa: E731
+    found = [(frame, getattr(frame, name)) for frame in frames]
+    return torch.cat([zeros(f) if v is None else v.reshape(-1, *shape).to(dtype) for f, v in found])

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..fields.average import Average
 from ..geometry import Camera, Pixels, Rays
-from ..renderers.exposure import Exposure
 from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
 from .devices import CPU, default_generator, read_later
@@ -67,9 +66,10 @@ class Job:
     batches: Batches
     losses: Mapping[str, Loss]
     optimizer: torch.optim.Optimizer
-    exposure: Exposure | None = None
+    exposure: nn.Module | None = None  # (colours, frames, view) -> colours as photographed
     poses: PoseDeltas | None = None
     average: Average | None = None
+    drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
     step: int = 0
     elapsed: float = 0.0
@@ -173,12 +173,12 @@ def fit(
 def _one_step(job: Job, spent: float) -> Report:
     view, target, frames = job.batches.draw()
     view = view if job.poses is None else job.poses(view, frames, spent)
-    render = job.renderer.render(job.field, view)
+    render = job.renderer.render(job.field, view, **dict.fromkeys(job.drawn, True))
     if job.exposure is not None:
         assert render.pixels.colors is not None
-        exposed = job.exposure(render.pixels.colors, frames)
+        exposed = job.exposure(render.pixels.colors, frames, view)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
-    step = Step(job.step, job.field, view, render, target, spent)
+    step = Step(job.step, job.field, view, render, target, frames, spent)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

@@ -5,7 +5,7 @@ Images come in a random order that shows each once before any comes again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from .devices import CPU
 
 
 class ImageBatches:
-    """Draws ``(Camera, Pixels (H, W), number)`` of training frames, on ``device``."""
+    """Draws ``(Camera, Pixels (H, W), number)`` of training frames, on ``device``; with the depths and normals that
+    are ``needed``, zeros where a frame has none."""
 
-    def __init__(self, frames: Sequence[Frame], *, seed: int = 0, device: torch.device = CPU) -> None:
+    def __init__(
+        self, frames: Sequence[Frame], *, seed: int = 0, device: torch.device = CPU, needed: Collection[str] = ()
+    ) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
-        self.frames, self.device, self.storage = frames, device, CPU
+        self.frames, self.device, self.storage, self.needed = frames, device, CPU, frozenset(needed)
         self.cameras = [frame.camera.to(device) for frame in frames]
         self.generator = torch.Generator(CPU).manual_seed(seed)
         self.order = torch.zeros(0, dtype=torch.long, device=CPU)
@@ -32,10 +35,19 @@ class ImageBatches:
             self.order = torch.randperm(len(self.frames), generator=self.generator, device=CPU)
         number, self.order = self.order[0], self.order[1:]
         pixels = self.frames[int(number)].pixels()
-        target = Pixels(pixels.colors, pixels.alphas, masks=pixels.masks)
+        known = {name: self._known(pixels, name) for name in self.needed}
+        target = Pixels(pixels.colors, pixels.alphas, masks=pixels.masks, **known)
         if self.device != CPU:
             target = target.send(self.device)
         return self.cameras[int(number)], target, number.to(self.device)
+
+    @staticmethod
+    def _known(pixels: Pixels, name: str) -> Tensor:
+        assert pixels.colors is not None
+        values: Tensor | None = getattr(pixels, name)
+        if values is not None:
+            return values
+        return torch.zeros_like(pixels.colors if name == "normals" else pixels.colors[..., 0])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Which images are still to come in this round."""

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ..geometry.cameras import Camera, intrinsics
-from ..geometry.transforms import opengl_to_opencv, similarity_inverse, transform_poses
+from ..geometry.transforms import opengl_to_opencv, similarity_inverse, similarity_scale, transform_poses
 from ..geometry.types import Aabb, CameraModel
 from . import depths, images
 from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
+from .normals import Axes, read_normals
 from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
 
 PREFERENCE = 10
@@ -56,6 +57,8 @@ class _Entry:
     mask: Path | None
     depth: Path | None
     depth_unit: float | None
+    normal: Path | None
+    normal_axes: Axes
     near_far: tuple[float, float] | None
 
 
@@ -173,16 +176,19 @@ def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | N
     unit = _number(what, values, "depth_unit_scale_factor")
     if unit is not None and unit <= 0:
         raise SceneError(f"{what}: depth_unit_scale_factor: expected more than 0, got {unit:g}; correct or remove it")
-    mask, depth = values.get("mask_path"), values.get("depth_file_path")
+    files = {key: values.get(key) for key in ("mask_path", "depth_file_path", "normal_file_path")}
+    mask, depth, normal = (None if v is None else _inside(folder, what, k, v) for k, v in files.items())
     return _Entry(
         name=str(values["file_path"]),
         camera=_camera(what, values, facts),
         split=split or Split.TRAIN,
         image=image,
         channels=facts.channels,
-        mask=None if mask is None else _inside(folder, what, "mask_path", mask),
-        depth=None if depth is None else _inside(folder, what, "depth_file_path", depth),
+        mask=mask,
+        depth=depth,
         depth_unit=unit,
+        normal=normal,
+        normal_axes=_normal_axes(what, values),
         near_far=(near, far) if near is not None and far is not None else None,
     )
 
@@ -198,6 +204,16 @@ def _inside(folder: Path, what: str, key: str, value: Any) -> Path:
             "move the file there and write a relative path"
         )
     return folder / path
+
+
+def _normal_axes(what: str, values: Mapping[str, Any]) -> Axes:
+    try:
+        return Axes(values.get("normal_axes", Axes.OPENGL))
+    except ValueError:
+        known = ", ".join(axes.value for axes in Axes)
+        raise SceneError(
+            f"{what}: normal_axes: expected one of {known}, got {values['normal_axes']!r}; say what normals are along"
+        ) from None
 
 
 def _image_path(folder: Path, what: str, values: Mapping[str, Any]) -> Path:
@@ -329,7 +345,8 @@ def _near(frames: tuple[Frame, ...], entries: list[_Entry], placement: Placement
 
 def _memory(entry: _Entry, options: LoadOptions) -> int:
     camera = entry.camera.downscaled(options.downscale)
-    per_pixel = entry.channels + (entry.mask is not None) + 4 * (entry.depth is not None)
+    per_pixel = entry.channels + (entry.mask is not None)
+    per_pixel += 4 * (entry.depth is not None) + 6 * (entry.normal is not None)
     return camera.width * camera.height * per_pixel
 
 
@@ -348,21 +365,39 @@ def _read_frame(entry: _Entry, options: LoadOptions, blind: Tensor | None) -> Fr
         _check_size(entry.mask, mask, camera)
     if blind is not None:
         mask = ~blind if mask is None else mask & ~blind
-    ray_depths = None
-    if entry.depth is not None:
-        if not entry.depth.is_file():
-            raise SceneError(
-                f"{entry.depth}: expected depths, found no such file; restore it or remove depth_file_path"
-            )
-        z_depths = depths.read_depth(entry.depth, entry.depth_unit, options.downscale)
-        _check_size(entry.depth, z_depths, camera)
-        axis = camera.directions()[:, 2].reshape(camera.height, camera.width).float()
-        ray_depths = torch.where(axis > 1e-3, z_depths / axis.clamp_min(1e-3), 0.0)
-    return Frame(entry.name, camera, colors, entry.split, alphas, mask, ray_depths, image_path=entry.image)
+    ray_depths, normals = _read_depths(entry, options, camera), _read_normals(entry, options, camera)
+    return Frame(entry.name, camera, colors, entry.split, alphas, mask, ray_depths, normals, image_path=entry.image)
+
+
+def _read_depths(entry: _Entry, options: LoadOptions, camera: Camera) -> Tensor | None:
+    """(H, W) along the rays, in the file's units."""
+    if entry.depth is None:
+        return None
+    if not entry.depth.is_file():
+        raise SceneError(f"{entry.depth}: expected depths, found no such file; restore it or remove depth_file_path")
+    z_depths = depths.read_depth(entry.depth, entry.depth_unit, options.downscale)
+    _check_size(entry.depth, z_depths, camera)
+    axis = camera.directions()[:, 2].reshape(camera.height, camera.width).float()
+    return torch.where(axis > 1e-3, z_depths / axis.clamp_min(1e-3), 0.0)
+
+
+def _read_normals(entry: _Entry, options: LoadOptions, camera: Camera) -> Tensor | None:
+    """(H, W, 3) float16 in the file's world."""
+    if entry.normal is None:
+        return None
+    if not entry.normal.is_file():
+        raise SceneError(f"{entry.normal}: expected normals, found no such file; restore it or remove normal_file_path")
+    normals = read_normals(entry.normal, options.downscale)
+    _check_size(entry.normal, normals, camera)
+    if entry.normal_axes is Axes.OPENGL:
+        normals = normals * normals.new_tensor([1.0, -1.0, -1.0])
+    if entry.normal_axes is not Axes.WORLD:
+        normals = normals @ camera.camera_to_world[:3, :3].T.to(normals)
+    return normals.half()
 
 
 def _check_size(path: Path, values: Tensor, camera: Camera) -> None:
-    if tuple(values.shape) != (camera.height, camera.width):
+    if tuple(values.shape[:2]) != (camera.height, camera.width):
         raise SceneError(
             f"{path}: expected the image's size {camera.width} x {camera.height}, "
             f"got {values.shape[1]} x {values.shape[0]}; resize it"
@@ -374,7 +409,10 @@ def _move(frame: Frame, json_to_scene: Tensor, scale: float) -> Frame:
     pose = transform_poses(json_to_scene, camera.camera_to_world).float()
     distortion = None if camera.distortion is None else camera.distortion.float()
     camera = replace(camera, K=camera.K.float(), camera_to_world=pose, distortion=distortion)
-    return replace(frame, camera=camera, depths=None if frame.depths is None else frame.depths * scale)
+    ray_depths = None if frame.depths is None else frame.depths * scale
+    turn = (json_to_scene[:3, :3] / similarity_scale(json_to_scene)).float()
+    normals = None if frame.normals is None else (frame.normals.float() @ turn.T).half()
+    return replace(frame, camera=camera, depths=ray_depths, normals=normals)
 
 
 def _place(

@@ -90,6 +90,7 @@ class Rays(_TensorDataclass):
     far: Tensor  # (R,)
     camera_indices: Tensor | None = None  # (R,) int64: which frame a ray belongs to
     times: Tensor | None = None  # (R,) seconds
+    image_points: Tensor | None = None  # (R, 2) x, y of where a ray meets its image, which spans [0, 1]^2
 
     def __len__(self) -> int:
         return self.origins.shape[0]

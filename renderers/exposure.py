@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..geometry import Camera, Rays
+
 
 class Exposure(nn.Module):
     """colours (R, 3) of images (R,) -> colours (R, 3); or those of one image, (H, W, 3), and its number ()."""
@@ -16,6 +18,6 @@ class Exposure(nn.Module):
         super().__init__()
         self.log_gains = nn.Parameter(torch.zeros(images, 3))
 
-    def forward(self, colors: Tensor, images: Tensor) -> Tensor:
+    def forward(self, colors: Tensor, images: Tensor, view: Camera | Rays | None = None) -> Tensor:
         gains = self.log_gains - self.log_gains.mean(0)
         return colors * gains[images].exp()

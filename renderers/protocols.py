@@ -26,7 +26,7 @@ class Render:
     marched: Samples | None = None  # intervals before those that cannot matter were dropped
     marched_values: Tensor | None = None  # the field's values there
     distortions: Tensor | None = None  # (*P) how far apart a pixel's surfels lie: sum_{i<j} w_i w_j (m_i - m_j)^2
-    blended_normals: Tensor | None = None  # (*P, 3) sum_i w_i n_i, towards the camera
+    mean_normals: Tensor | None = None  # (*P, 3) of what a pixel meets, shorter than 1 where that disagrees
 
 
 class Renderer(Protocol[F_contra]):
@@ -44,6 +44,7 @@ class Step:
     view: Camera | Rays
     render: Render
     target: Pixels
+    frames: Tensor | None = None  # which photographs: a number () of one, or each ray's (R,)
     spent: float = 1.0  # share of the budget, 0 to 1: some losses begin later than others
 
     @property
@@ -58,9 +59,11 @@ class Step:
             raise ValueError("photometric: render: expected a background for a target with alpha, got none")
         return colors * alphas[..., None] + self.render.background * (1 - alphas[..., None])
 
-    def mean(self, values: Tensor) -> Tensor:
-        """values (*P,) -> (): their mean over the pixels whose pixels count; 0 if none does."""
+    def mean(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """values (*P,) -> (): their mean over the pixels that count, of those ``known`` (*P,) bool; 0 if none does."""
         masks = self.target.masks
+        if known is not None:
+            masks = known if masks is None else masks & known
         if masks is None:
             return values.mean()
         return values.where(masks, 0).sum() / masks.sum().clamp(min=1)

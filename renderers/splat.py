@@ -58,13 +58,20 @@ class SplatRenderer(nn.Module):
         return self.background
 
     def render(
-        self, field: Primitives, view: Camera | Rays, *, normals: bool = False, median_depths: bool = False
+        self,
+        field: Primitives,
+        view: Camera | Rays,
+        *,
+        normals: bool = False,
+        median_depths: bool = False,
+        depths: bool | None = None,
     ) -> Render:
         """The whole image (H, W) of a Camera, with gradients while fitting.
 
-        Depths, when not fitting, are along the ray: expected ones or, on request, those of the Gaussian at which half
-        of the light is gone (0 where that never happens). Normals are the flattest axes, towards the camera. Raises
-        ValueError for Rays, and for a lens that a Gaussian's image is not computed for.
+        Depths are along the ray: expected ones or, on request and when not fitting, those of the Gaussian at which
+        half of the light is gone (0 where that never happens); None = only when not fitting. Normals are the flattest
+        axes, towards the camera. Raises ValueError for Rays, and for a lens that a Gaussian's image is not computed
+        for.
         """
         name = type(self).__name__
         if not isinstance(view, Camera):
@@ -76,36 +83,38 @@ class SplatRenderer(nn.Module):
                 f"{name}: view: expected no distortion and a lens {known}, got a lens {view.model.value}; "
                 "use undistorted(frame)"
             )
-        if self.training:
-            return self._render(field, view, lens, normals, median_depths)
-        with torch.no_grad():
-            return self._render(field, view, lens, normals, median_depths)
+        fit = self.training and torch.is_grad_enabled()
+        depths = not fit if depths is None else depths
+        median_depths = median_depths and not fit
+        with torch.set_grad_enabled(fit):
+            return self._render(field, view, lens, normals, median_depths, depths and not median_depths)
 
-    def _render(self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool) -> Render:
+    def _render(
+        self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool, depths: bool
+    ) -> Render:
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
-        fit = self._fits()
         drawn = render_gaussians(
             *parameters_of(g),
             *seen_by(camera),
             features=facing(_flattest(g), g.means, camera) if normals else None,
             background=background,
-            depths=not (fit or median_depths),
-            median_depths=not fit and median_depths,
+            depths=depths,
+            median_depths=median_depths,
             near=self.config.near,
             blur=self.config.blur,
             antialias=self.config.antialias,
             lens=lens,
             **self._gradients(g),
         )
-        depths = drawn.median_depths
+        along = drawn.median_depths
         if drawn.z_depths is not None:
-            depths = drawn.z_depths / drawn.alphas.clamp(min=1e-6)
-        if depths is not None and lens is Lens.PINHOLE:
-            depths = depths * lengthening(camera)
-        directions = None if drawn.features is None else nn.functional.normalize(drawn.features, dim=-1)
-        return Render(Pixels(drawn.colors, drawn.alphas, depths, directions), background)
+            along = drawn.z_depths / drawn.alphas.clamp(min=1e-6)
+        if along is not None and lens is Lens.PINHOLE:
+            along = along * lengthening(camera)
+        directions, mean = blended_normals(drawn.features, drawn.alphas)
+        return Render(Pixels(drawn.colors, drawn.alphas, along, directions), background, mean_normals=mean)
 
     def _fits(self) -> bool:
         return self.training and torch.is_grad_enabled()
@@ -149,6 +158,13 @@ def _flattest(g: Gaussians) -> Tensor:
     """(G, 3) the flattest axis of each Gaussian."""
     axes = quaternion_to_matrix(g.quats).transpose(1, 2)
     return axes[torch.arange(len(g), device=g.quats.device), g.log_scales.argmin(-1)]
+
+
+def blended_normals(sums: Tensor | None, alphas: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """sum_i w_i n_i (H, W, 3) -> their direction; and their mean, shorter than 1 where they disagree."""
+    if sums is None:
+        return None, None
+    return nn.functional.normalize(sums, dim=-1), sums / alphas.clamp(min=1e-6)[..., None]
 
 
 def facing(normals: Tensor, means: Tensor, camera: Camera) -> Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn import functional
 
 from ..cuda.gaussians import Lens
 from ..cuda.surfels import render_surfels
@@ -14,7 +13,7 @@ from ..fields.protocols import Primitives
 from ..geometry import Camera, CameraModel, Pixels
 from ..geometry.transforms import quaternion_to_matrix
 from .protocols import Render
-from .splat import SplatRenderer, facing, lengthening, parameters_of, seen_by
+from .splat import SplatRenderer, blended_normals, facing, lengthening, parameters_of, seen_by
 
 
 @dataclass(frozen=True)
@@ -49,29 +48,30 @@ class SurfelRenderer(SplatRenderer):
         super().__init__(background, config, random=random)  # type: ignore[arg-type]
         self.geometry = geometry
 
-    def _render(self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool) -> Render:
+    def _render(
+        self, field: Primitives, camera: Camera, lens: Lens, normals: bool, median_depths: bool, depths: bool
+    ) -> Render:
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
         fit = self._fits()
-        normals = self.geometry if fit else normals
+        geometry = self.geometry and fit
         drawn = render_surfels(
             *parameters_of(g),
             *seen_by(camera),
-            features=facing(quaternion_to_matrix(g.quats)[..., 2], g.means, camera) if normals else None,
+            features=facing(quaternion_to_matrix(g.quats)[..., 2], g.means, camera) if normals or geometry else None,
             background=background,
-            depths=self.geometry or not fit,
+            depths=depths or median_depths or geometry,
             near=self.config.near,
             planes=self.config.planes,
             **self._gradients(g),
         )
-        depths = self._depths(drawn.z_depths, drawn.median_depths, drawn.alphas, fit, median_depths)
-        if depths is not None:
-            depths = depths * lengthening(camera)
-        directions = None if drawn.features is None or fit else functional.normalize(drawn.features, dim=-1)
-        pixels = Pixels(drawn.colors, drawn.alphas, depths, directions)
-        blended = drawn.features if fit else None
-        return Render(pixels, background, distortions=drawn.distortions, blended_normals=blended)
+        along = self._depths(drawn.z_depths, drawn.median_depths, drawn.alphas, fit, median_depths)
+        if along is not None:
+            along = along * lengthening(camera)
+        directions, mean = blended_normals(drawn.features, drawn.alphas)
+        pixels = Pixels(drawn.colors, drawn.alphas, along, directions)
+        return Render(pixels, background, distortions=drawn.distortions, mean_normals=mean)
 
     def _depths(
         self, sums: Tensor | None, medians: Tensor | None, alphas: Tensor, fit: bool, median: bool

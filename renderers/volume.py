@@ -143,8 +143,9 @@ class VolumeRenderer(nn.Module):
         return prune(self._alphas(rays, samples, values), samples, **limits)
 
     def _render_rays(self, field: Field, rays: Rays, normals: bool = False) -> Render:
-        marched, marched_values = self._march(field, rays)
-        samples = self._visible(rays, marched, marched_values)
+        still = rays.detach()  # where intervals lie has no gradient; the points in them do, if the rays have
+        marched, marched_values = self._march(field, still)
+        samples = self._visible(still, marched, marched_values)
         output = field.query(samples.positions(rays), samples.directions(rays), gradients=normals)
         alphas = self.opacity(output, rays, samples)
         middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
@@ -160,7 +161,7 @@ class VolumeRenderer(nn.Module):
             accumulated["colors"] = accumulated["colors"] + (1 - opacities)[:, None] * background
         if "normals" in accumulated:
             accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
-        accumulated["depths"] = accumulated["depths"][:, 0] / opacities.detach().clamp(min=1e-6)
+        accumulated["depths"] = accumulated["depths"][:, 0] / opacities.clamp(min=1e-6)
         pixels = Pixels(alphas=opacities, **accumulated)
         return Render(pixels, background, samples, weights, output, marched, marched_values)
 

@@ -11,6 +11,7 @@ from polyfield.apps import devices, march_pace
 from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
+from polyfield.apps.exposures import ExposureKind
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.images import photograph
@@ -37,7 +38,7 @@ TINY = replace(
     march=MarchConfig(steps_per_diagonal=64),
     occupancy=ngp.OccupancyConfig(resolution=16, cells=1024),
     samples_per_step=512,
-    exposure=True,
+    exposure=ExposureKind.GAIN,
 )
 
 

@@ -16,6 +16,7 @@ from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
+from polyfield.apps.exposures import ExposureKind
 from polyfield.apps.fit import Budget, NotFiniteError, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.fit_run import Options
@@ -385,7 +386,9 @@ def test_rates_and_modes_are_put_back_however_a_fit_ends(scene):
 
 def test_every_background_and_the_exposure_fit(scene):
     for background in ngp.Background:
-        config = replace(SMALL, background=background, exposure=True, distortion=replace(SMALL.distortion, weight=0.01))
+        config = replace(
+            SMALL, background=background, exposure=ExposureKind.GAIN, distortion=replace(SMALL.distortion, weight=0.01)
+        )
         job = config.build(scene)
         fit(job, Budget(steps=3), config.after_step())
         assert job.step == 3
@@ -394,7 +397,7 @@ def test_every_background_and_the_exposure_fit(scene):
 
 def test_exposure_finds_a_photograph_that_is_too_dark(scene):
     dark = replace(scene.train[0], colors=(scene.train[0].colors.float() * 0.3).to(torch.uint8))
-    config = replace(SMALL, exposure=True, background=ngp.Background.BLACK)
+    config = replace(SMALL, exposure=ExposureKind.GAIN, background=ngp.Background.BLACK)
     gains = []
     with_dark = tuple(dark if frame is scene.train[0] else frame for frame in scene.frames)
     for photographs in (scene, scene.with_frames(with_dark)):

@@ -40,8 +40,10 @@ def step():
         samples,
         weights,
         FieldOutput(weights, torch.ones(S, 3)),
+        mean_normals=alphas[:, None] * torch.tensor([0.3, 0.0, 0.8]),
     )
-    target = Pixels(torch.rand(R, 3, generator=g), torch.rand(R, generator=g))
+    up = torch.tensor([0.0, 0.0, 1.0]).expand(R, 3)
+    target = Pixels(torch.rand(R, 3, generator=g), torch.rand(R, generator=g), torch.full((R,), 0.7), up)
     rays = Rays(torch.zeros(R, 3), torch.ones(R, 3), torch.zeros(R), torch.ones(R))
     return Step(0, None, rays, render, target), weights
 
@@ -68,9 +70,9 @@ def surfels_step():
     view = Camera.perspective(6, 4, 0.9, torch.eye(4))
     spread = weights.reshape(4, 6)
     alphas = spread * 4
-    normals = torch.nn.functional.normalize(torch.randn(4, 6, 3, generator=g), dim=-1) * alphas[..., None]
+    normals = torch.nn.functional.normalize(torch.randn(4, 6, 3, generator=g), dim=-1)
     pixels = Pixels(None, alphas, 1 + spread)
-    render = replace(made.render, pixels=pixels, distortions=spread.square(), blended_normals=normals)
+    render = replace(made.render, pixels=pixels, distortions=spread.square(), mean_normals=normals)
     return replace(made, view=view, render=render, target=Pixels()), weights
 
 
@@ -154,9 +156,13 @@ def test_masked_pixels_touch_no_loss(loss, has_alpha):
     )
     pixels = made.render.pixels
     render = Render(
-        Pixels(pixels.colors[masks], pixels.alphas[masks]), made.render.background[masks], samples, weights[counts]
+        Pixels(pixels.colors[masks], pixels.alphas[masks], pixels.depths[masks]),
+        made.render.background[masks],
+        samples,
+        weights[counts],
+        mean_normals=made.render.mean_normals[masks],
     )
-    alone = Pixels(target.colors[masks], None if target.alphas is None else target.alphas[masks])
+    alone = replace(target, masks=None)._map(lambda values: values[masks])
     torch.testing.assert_close(masked, loss(weight=1.0)(Step(0, None, made.view, render, alone)))
 
     nothing = loss(weight=1.0)(replace(made, target=replace(target, masks=torch.zeros(R, dtype=torch.bool))))

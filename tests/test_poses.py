@@ -2,17 +2,22 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
+from polyfield.apps.coarse_to_fine import CoarseToFineConfig
 from polyfield.apps.first_gaussians import FirstGaussians, Source
 from polyfield.apps.fit import Budget, fit
+from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import splat
-from polyfield.datasets.scene import Frame, Scene
+from polyfield.datasets.scene import Frame, Scene, open_scene
 from polyfield.fields.gaussian_init import from_points
 from polyfield.fields.gaussians import GaussianField
 from polyfield.geometry import Aabb, Camera
 from polyfield.geometry.transforms import look_at, skew
 from polyfield.renderers.pose_deltas import PoseConfig, PoseDeltas
 from polyfield.renderers.splat import SplatRenderer
+
+from .test_fit import SMALL
 
 F64 = torch.float64
 
@@ -121,6 +126,17 @@ def errors(truth, scene, poses=None):
     return torch.stack(found).mean(0)
 
 
+@torch.no_grad()
+def misplaced(truth, scene, poses=None, points=300):
+    """Mean distance in pixels between where true cameras see points of the surface and where a scene's do."""
+    vertices = truth.mesh.vertices
+    seen, found = vertices[:: max(1, len(vertices) // points)], []
+    for i, (a, b) in enumerate(zip(truth.train, scene.train, strict=True)):
+        camera = b.camera if poses is None else poses(b.camera, torch.tensor(i))
+        found.append((a.camera.project(seen)[0] - camera.project(seen)[0]).norm(dim=-1).mean())
+    return float(torch.stack(found).mean())
+
+
 def blobs(views=12, size=48):
     """A scene of coloured Gaussians, photographed by the renderer."""
     g = torch.Generator().manual_seed(3)
@@ -147,3 +163,67 @@ def test_a_splat_fit_finds_its_cameras_again():
     fit(job, budget, config.after_step())
     before, after = errors(truth, scene), errors(truth, scene, job.poses)
     assert (after < before / 3).all(), (before, after)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return open_scene("demo", downscale=4)
+
+
+def test_a_marched_fit_finds_its_cameras_again(demo):
+    """Cameras of an orbit that turn and those that shift look much alike: what is measured is what they see."""
+    scene = perturbed(demo, 2.0, 0.02)
+    poses = PoseConfig(learning_rate=2e-3, begin=0.02)
+    config = replace(SMALL, refine_poses=True, poses=poses)
+    job, budget = config.build(scene), Budget(steps=200)
+    fit(job, budget, config.after_step())
+    before, after = misplaced(demo, scene), misplaced(demo, scene, job.poses)
+    assert before > 1.5
+    assert after < 0.5 * before, (before, after)
+
+
+def test_a_marched_colour_has_a_gradient_to_its_camera(demo):
+    """Finite differences, through the field's composed ops; roughly, as intervals come and go."""
+    job = SMALL.build(demo)
+    fit(job, Budget(steps=30), SMALL.after_step())
+    job.field.requires_grad_(False)
+    camera = demo.test[0].camera
+    rays = camera.rays(torch.rand(64, 2, generator=torch.Generator().manual_seed(0)) * 20 + 15, near=0.1)
+    number = torch.zeros(64, dtype=torch.long)
+    deltas = PoseDeltas(centers([f.camera for f in demo.train]))
+
+    def total(twist):
+        deltas.twists.data[0] = twist
+        return job.renderer.render(job.field, deltas(rays, number)).pixels.colors.double().sum()
+
+    total(torch.zeros(6)).backward()
+    gradient = deltas.twists.grad.clone()
+    with torch.no_grad():
+        for axis in range(6):
+            h = 1e-3 * torch.eye(6)[axis]
+            slope = (total(h) - total(-h)) / 2e-3
+            assert abs(float(slope - gradient[0, axis])) < 0.2 * float(gradient[0].abs().max())
+
+
+def test_levels_join_in_one_after_the_other(demo, tmp_path):
+    config = replace(SMALL, refine_poses=True, coarse_to_fine=CoarseToFineConfig(levels=2, until=0.5))
+    job, budget = config.build(demo), Budget(steps=24)
+    table, sizes = job.field.encoding.table, list(job.field.encoding.layout.sizes)
+    first = table.detach().clone().split(sizes)
+
+    def learning():
+        return [not torch.equal(a, b) for a, b in zip(table.split(sizes), first, strict=True)]
+
+    fit(job, budget, config.after_step(), stop=lambda: job.step >= 2)
+    assert learning() == [True] * 2 + [False] * 6
+    fit(job, budget, config.after_step(), stop=lambda: job.step >= 9)
+    assert learning() == [True] * 5 + [False] * 3
+    Checkpoints(tmp_path, 1.0).save(job)
+    fit(job, budget, config.after_step())
+    assert learning() == [True] * 8
+    again = config.build(demo, 3)
+    again.restore(*Checkpoints(tmp_path, 1.0).load())
+    assert again.parts["coarse_to_fine"].levels == 6
+    fit(again, budget, config.after_step())
+    assert torch.equal(again.field.encoding.table, table) and torch.equal(again.poses.twists, job.poses.twists)
+    assert "coarse_to_fine" not in SMALL.build(demo).parts

@@ -9,6 +9,7 @@ from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.extract import Method, extract_mesh
 from polyfield.apps.errors import UserError
+from polyfield.apps.exposures import ExposureKind
 from polyfield.apps.first_gaussians import FirstGaussians, Source
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
@@ -244,6 +245,6 @@ def test_a_scene_of_which_all_gaussians_are_gone(scene):
 
 
 def test_from_python_with_photographs_exposures(tmp_path):
-    config = replace(SMALL, exposure=True)
+    config = replace(SMALL, exposure=ExposureKind.GAIN)
     run = fit_scene("demo", config, run=tmp_path / "run", steps=4, downscale=4, preview_every=0.0)
     assert open_run(run.folder).step == 4

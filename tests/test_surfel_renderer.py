@@ -45,12 +45,12 @@ def test_a_fit_sees_geometry_if_told_so(median):
     for parameter in field.parameters():
         parameter.grad = torch.zeros_like(parameter)
     plain = SurfelRenderer(BLACK).train().render(field, camera())
-    assert plain.pixels.depths is None and plain.distortions is None and plain.blended_normals is None
+    assert plain.pixels.depths is None and plain.distortions is None and plain.mean_normals is None
     render = SurfelRenderer(BLACK, SurfelConfig(median_depth=median), geometry=True).train().render(field, camera())
     solid = render.pixels.alphas > 0.98
     assert (render.pixels.depths - floor(camera()))[solid].abs().quantile(0.95) < 1e-4
-    assert (render.distortions >= 0).all() and render.blended_normals.shape == (60, 80, 3)
-    (render.pixels.depths.sum() + render.distortions.sum() + render.blended_normals.square().sum()).backward()
+    assert (render.distortions >= 0).all() and render.mean_normals.shape == (60, 80, 3)
+    (render.pixels.depths.sum() + render.distortions.sum() + render.mean_normals.square().sum()).backward()
     assert all(bool(p.grad.any()) for p in (field.means, field.quats, field.log_scales, field.logit_opacities))
 
 
@@ -104,7 +104,7 @@ def test_losses_begin_late_and_say_what_they_miss():
     step = Step(0, turned, camera(), render, Pixels())
     with pytest.raises(ValueError, match=r"depth_distortion: render: expected distortions, got none; use SurfelRender"):
         DepthDistortion()(step)
-    with pytest.raises(ValueError, match=r"normal_consistency: render: expected depths and blended normals, got none"):
+    with pytest.raises(ValueError, match=r"normal_consistency: render: expected depths and normals, got none"):
         NormalConsistency()(step)
 
 

@@ -16,17 +16,25 @@ from ...fields.radiance_grid import RadianceGrid, RadianceGridConfig
 from ...geometry.occupancy import OccupancyGrid
 from ...geometry.types import Aabb
 from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
-from ...renderers.exposure import Exposure
+from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.losses.depth import Depth
 from ...renderers.losses.distortion import Distortion
+from ...renderers.losses.normal import Normal
 from ...renderers.losses.opacity import Opacity
 from ...renderers.losses.photometric import Photometric
 from ...renderers.opacity import density
+from ...renderers.pose_deltas import PoseConfig
+from ...renderers.protocols import Loss
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
+from ..coarse_to_fine import CoarseToFine, CoarseToFineConfig
 from ..devices import CPU
-from ..fit import Budget, Job, Report
+from ..errors import UserError
+from ..exposures import ExposureKind, center_exposures
+from ..fit import Budget, Job, Report, Stateful
 from ..march_pace import MarchPace
 from ..run import SceneFacts
+from ..supervision import needed
 
 
 class Background(Enum):
@@ -89,11 +97,18 @@ class Config:
     photometric: Photometric = Photometric()
     distortion: Distortion = Distortion(weight=1e-3)
     opacity: Opacity = Opacity()
+    depth: Depth = Depth()
+    normal: Normal = Normal()
+    """Of recipes of Gaussians alone: here, a weight is refused."""
     background: Background = Background.AUTO
     average_every: int = 20
     """Steps between those that go into the mean of the parameters, which is what the fit keeps; 0 = keep the last."""
-    exposure: bool = False
-    """Fit one gain per photograph and channel."""
+    exposure: ExposureKind = ExposureKind.NONE
+    bilateral: BilateralConfig = BilateralConfig()
+    refine_poses: bool = False
+    """Correct the cameras' poses while fitting."""
+    poses: PoseConfig = PoseConfig()
+    coarse_to_fine: CoarseToFineConfig = CoarseToFineConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
 
@@ -114,45 +129,71 @@ class Config:
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Fields begin with the same numbers on all devices."""
+        if self.normal.weight != 0:
+            raise UserError(
+                "fit: --normal.weight: expected 0, as a hash grid's normals jump from cell to cell; use one of the "
+                "recipes splat, splat_classic and splat_mip, or drop the option"
+            )
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
-        exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
         rate, o = self.optimizer.learning_rate, self.optimizer
         networks = [*model.density_network.parameters(), *model.color_network.parameters()]
         groups = [
             {"params": [model.encoding.table], "sparse": True, "half": [model.encoding.half_table]},
             {"params": networks, "weight_decay": o.network_weight_decay},
         ]
-        extra = [*renderer.parameters(), *(exposure.parameters() if exposure is not None else ())]
-        if extra:
+        if extra := list(renderer.parameters()):
             groups.append({"params": extra, "lr": rate * 0.3})
-        groups = [{**group, "final_fraction": o.final_fraction} for group in groups]
-        losses = {"photometric": self.photometric, "distortion": self.distortion, "opacity": self.opacity}
-        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device)
+        exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=rate * 0.3)
+        groups = [{"final_fraction": o.final_fraction, **group} for group in [*groups, *more]]
+        poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
+        if poses is not None:
+            groups.append(self.poses.group(poses))
+        names = ("photometric", "distortion", "opacity", "depth")
+        losses: dict[str, Loss] = {k: getattr(self, k) for k in names if getattr(self, k).weight != 0}
+        known = needed(losses, scene)
+        if isinstance(exposure, BilateralGrids):
+            losses["exposure"] = exposure.prior
+            known |= {"image_points"}
+        if poses is not None:
+            losses["poses"] = poses.prior
+        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device, needed=known)
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
+        optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
+        parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
+        if poses is not None:
+            parts["coarse_to_fine"] = CoarseToFine(model.encoding, optimizer, self.coarse_to_fine)
         return Job(
             field=model,
             renderer=renderer,
             batches=batches,
-            losses={name: loss for name, loss in losses.items() if loss.weight != 0},
-            optimizer=Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps),
+            losses=losses,
+            optimizer=optimizer,
             exposure=exposure,
+            poses=poses,
             average=Average(model) if self.average_every else None,
-            parts={"pace": MarchPace(batches, renderer, samples)},
+            parts=parts,
             generator=torch.Generator(device).manual_seed(seed + 3),
         )
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.set_pace, self.update_occupancy, self.update_average]
+        return [self.set_pace, self.set_levels, self.update_occupancy, self.update_average, center_exposures]
 
     def set_pace(self, report: Report) -> None:
         """Steer the next step towards the wanted number of samples."""
         pace = report.job.parts["pace"]
         assert isinstance(pace, MarchPace)
         pace(report)
+
+    def set_levels(self, report: Report) -> None:
+        """Let another level of the hash grid learn, where cameras move."""
+        part = report.job.parts.get("coarse_to_fine")
+        if part is not None:
+            assert isinstance(part, CoarseToFine)
+            part(report)
 
     def update_average(self, report: Report) -> None:
         """Now and then, take the parameters into their mean."""
@@ -164,7 +205,7 @@ class Config:
         job, o, render = report.job, self.occupancy, report.step.render
         watched = job.step % o.observe_every == 0
         if watched and render.marched is not None and render.marched_values is not None:
-            points = render.marched.positions(report.step.view)
+            points = render.marched.positions(report.step.view.detach())  # type: ignore[arg-type]
             job.renderer.occupancy.observe(points, render.marched_values, decay=o.fading)
         if job.step % o.every:
             return

@@ -15,17 +15,21 @@ from ...fields.gaussians import GaussianField
 from ...fields.optimizer import Adam
 from ...fields.sh_factors import ShFactors
 from ...geometry import Aabb, Gaussians
-from ...renderers.exposure import Exposure
+from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.losses.depth import Depth
+from ...renderers.losses.normal import Normal
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
+from ..exposures import ExposureKind, center_exposures
 from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
 from ..run import SceneFacts
+from ..supervision import needed
 
 BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
 
@@ -95,6 +99,8 @@ class Config:
     photometric: SsimL1 = SsimL1()
     opacity: MeanOpacity = MeanOpacity()
     scale: MeanScale = MeanScale()
+    depth: Depth = Depth()
+    normal: Normal = Normal()
     max_gaussians: int = 120_000
     """Never exceeded."""
     max_memory: int | None = None
@@ -103,8 +109,8 @@ class Config:
     """Share of the budget after which another band of the colours joins in."""
     random_background: bool | None = None
     """While fitting; None = where photographs have alpha."""
-    exposure: bool = False
-    """Fit one gain per photograph and channel."""
+    exposure: ExposureKind = ExposureKind.NONE
+    bilateral: BilateralConfig = BilateralConfig()
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
@@ -139,10 +145,13 @@ class Config:
 
     def terms(self) -> dict[str, Any]:
         """The losses, each with its weight, by name."""
-        return {"photometric": self.photometric, "opacity": self.opacity, "scale": self.scale}
+        names = ("photometric", "opacity", "scale", "depth", "normal")
+        return {name: getattr(self, name) for name in names}
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
+        losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
+        known = needed(losses, scene)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
@@ -162,15 +171,15 @@ class Config:
             {"params": [model.sh], "lr": r.colors, "column_rates": columns, "factors": [renderer.color_gradient]},
         ]
         groups = [{**group, "sparse": True} for group in groups]
-        exposure = Exposure(len(scene.train)).to(device) if self.exposure else None
-        if exposure is not None:
-            groups.append({"params": list(exposure.parameters()), "lr": 1e-3, "sparse": False})
-        losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
+        exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=1e-3, sparse=False)
+        groups += more
+        if isinstance(exposure, BilateralGrids):
+            losses["exposure"] = exposure.prior
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
             losses["poses"] = poses.prior
-        batches = ImageBatches(scene.train, seed=seed + 2, device=device)
+        batches = ImageBatches(scene.train, seed=seed + 2, device=device, needed=known)
         return Job(
             field=model,
             renderer=renderer,
@@ -179,6 +188,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
+            drawn=known,
             parts={"batches": batches, "bands": Bands(renderer)},
             elapsed=seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
@@ -186,7 +196,7 @@ class Config:
 
     def after_step(self) -> list:
         """What this recipe does after each step."""
-        return [self.widen_colors, self.control_density, self.reorder]
+        return [self.widen_colors, self.control_density, self.reorder, center_exposures]
 
     def widen_colors(self, report: Report) -> None:
         """Let another band of the colours join in, now and then."""

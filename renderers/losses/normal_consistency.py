@@ -40,15 +40,15 @@ class NormalConsistency:
     """Share of the budget before it counts (published: 7,000 of 30,000 steps)."""
 
     def __call__(self, step: Step) -> Tensor:
-        pixels, normals = step.render.pixels, step.render.blended_normals
+        pixels, normals = step.render.pixels, step.render.mean_normals
         if pixels.depths is None or pixels.alphas is None or normals is None:
             raise ValueError(
-                "normal_consistency: render: expected depths and blended normals, got none; "
-                "use SurfelRenderer(geometry=True)"
+                "normal_consistency: render: expected depths and normals, got none; use SurfelRenderer(geometry=True)"
             )
         if step.spent < self.begin:
             return normals.new_zeros(())
         assert isinstance(step.view, Camera)
         surface = depth_normals(pixels.depths, step.view.to(normals.device))
         known = surface.detach().square().sum(-1) > 0
-        return self.weight * step.mean(torch.where(known, pixels.alphas - (normals * surface).sum(-1), 0.0))
+        missing = pixels.alphas * (1 - (normals * surface).sum(-1))
+        return self.weight * step.mean(torch.where(known, missing, 0.0))
