@@ -74,7 +74,7 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = Path(options.run) if options.run else Path("runs") / f"{Path(data).name}-{name}"
-    asked, scene = _open(str(data), name, config, folder, options)
+    asked, scene, fresh = _open(str(data), name, config, folder, options)
     scene = asked.config.prepare(scene)
     budget = Budget(asked.steps, asked.seconds)
     checkpoints = Checkpoints(folder, options.checkpoint_every)
@@ -82,6 +82,8 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     job = asked.config.build(scene, asked.seed, device, budget if found is None else None)
     if found is not None:
         job.restore(*found)
+    if fresh:
+        _claim(folder, asked)
     progress = Progress(scene, budget, _place(job), quiet=not sys.stdout.isatty())
     after = [*asked.config.after_step(), progress, Log(folder)]
     if options.preview_every > 0 and scene.test:
@@ -148,8 +150,8 @@ def _check(options: Options) -> None:
         check_address("127.0.0.1", options.port)
 
 
-def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene]:
-    """What to fit, and its scene. Whatever stands in ``folder`` is touched only after the data has been read."""
+def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene, bool]:
+    """What to fit, its scene, and whether it is a new run: nothing is written before all of it has been understood."""
     source = _source(data)
     if options.resume and (folder / "config.json").is_file():
         asked = Asked.load(folder)
@@ -158,19 +160,23 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
                 raise UserError(f"fit: --resume: {folder} has {what} {was}, not {now}; choose another --run")
         if options.steps is not None or options.seconds is not None:
             asked = replace(asked, steps=options.steps, seconds=options.seconds)
-        return asked, open_data(source, asked.downscale)
+        return asked, open_data(source, asked.downscale), False
     _check_free(folder, options.overwrite)
     scene = open_data(source, options.downscale)
     steps = options.steps or (None if options.seconds else config.default_steps)
     asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, SceneFacts.of(scene))
-    if options.overwrite and folder.is_dir():
-        shutil.rmtree(folder)
+    return asked, scene, True
+
+
+def _claim(folder: Path, asked: Asked) -> None:
+    """Make the run's folder, in the place of a run that may be replaced."""
     try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"fit: --run: {folder} cannot be made ({error}); choose another folder") from error
     asked.save(folder)
-    return asked, scene
 
 
 def _source(data: str) -> str:
@@ -181,8 +187,9 @@ def _source(data: str) -> str:
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"fit: --run: expected a folder, got the file {folder}; choose another name")
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"fit: --run: expected a folder, got the file {part}; choose another name")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise UserError(

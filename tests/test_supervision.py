@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from polyfield.apps.__main__ import main
 from polyfield.apps.batches import PixelBatches
 from polyfield.apps.errors import UserError
 from polyfield.apps.fit import Budget, fit
@@ -230,3 +231,17 @@ def test_splats_have_depths_with_gradients_on_request(scene):
     assert job.renderer.render(job.field, camera).pixels.depths is None
     job.renderer.render(job.field, camera, depths=True).pixels.depths.sum().backward()
     assert job.field.means.grad.abs().max() > 0 and job.field.logit_opacities.grad.abs().max() > 0
+
+
+def test_what_is_missing_costs_no_run(tmp_path, capsys):
+    """A loss without its targets is found out before the run folder, or the one that it would replace, is touched."""
+    folder = tmp_path / "run"
+    small = ["--downscale", "8", "--steps", "1", "--preview-every", "0"]
+    assert main(["fit", "ngp", "demo", "--run", str(folder), *small]) == 0
+    before = (folder / "scene.safetensors").read_bytes()
+    wrong = ["--normal.weight", "0.1", "--overwrite"]
+    assert main(["fit", "ngp", "demo", "--run", str(folder), *small, *wrong]) == 2
+    assert "fit: --normal.weight" in capsys.readouterr().err
+    assert (folder / "scene.safetensors").read_bytes() == before
+    assert main(["fit", "ngp", "demo", "--run", str(tmp_path / "new"), *small, *wrong[:2]]) == 2
+    assert not (tmp_path / "new").exists()
