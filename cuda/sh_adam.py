@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
-from .native import launch
+from .native import launch, on_gpu
 from .sparse_adam import adam_rates
 
 FACTORS = 6  # numbers per Gaussian: direction, gradient of the colour
@@ -56,5 +56,9 @@ def sh_adam_(
         check_shape(op, "column_rates", column_rates, (3 * bases,))
         check_dtype(op, "column_rates", column_rates, sh.dtype)
     rates = adam_rates(step, lr, beta1, beta2, eps, 0.0, column_rates)
-    launch("sh_adam", sh.dtype, sh, factors, exp_avg, exp_avg_sq, sh.shape[0], bases, degree, *rates)
+    away = on_gpu(sh)
+    items = sh.shape[0] * (3 * (degree + 1) ** 2 if away else 1)
+    launch("sh_adam", sh.dtype, sh, factors, exp_avg, exp_avg_sq, items, bases, degree, *rates)
+    if away:
+        factors[:, 3:] = 0
     torch.autograd.graph.increment_version((sh, factors, exp_avg, exp_avg_sq))

@@ -32,7 +32,7 @@ RADIANCE = [radiance_tensor.sizes(TABLES[f], n, f, d, c) for n, f, d, colors in 
 VARIANTS = {"hash_encode": HASHES, "hash_gradient": HASHES, "mlp_bf16": [*MLPS], "radiance_bf16": RADIANCE}
 BUILDS = [(path, constants) for path in FILES for constants in VARIANTS.get(path.stem, [()])]
 MORE_REGISTERS = 8  # may come with another version of NVRTC
-MOST_CODE = 700 << 10  # bytes of a file's machine code, debug lines included; 900 KiB took 2.9 s
+MOST_CODE = 850 << 10  # bytes of a file's machine code, debug lines included; 900 KiB took 2.9 s
 
 
 def _name(x: Path | nvrtc.Constants) -> str:

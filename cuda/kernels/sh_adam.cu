@@ -32,11 +32,21 @@ template <class T> PF_INLINE void step(const AdamRates<T>& rates, const Moments<
 }
 
 #if PF_CUDA
-template <class T> PF_INLINE void step_rows(const AdamRates<T>& rates, const Moments<T>& first, int, int bases, const T* basis, const T* color, bool) {
+// Number i of those drawn, `width` per Gaussian: neighbouring threads have neighbouring numbers, each its own base.
+template <class T>
+PF_INLINE void step_number(const AdamRates<T>& rates, T* sh, const T* factors, T* exp_avg, T* exp_avg_sq, int64_t i, int stored, int degree, int width) {
+  const int64_t g = i / width, row = 3 * int64_t(stored) * g;
+  const int number = int(i - g * width);
+  const T* of = factors + FACTORS * g;
+  const T color = of[3 + number % 3];
+  if (color == T(0)) return;
+  T basis[MAX_BASES], mine = T(0);
+  for (int k = 0; k < MAX_BASES; ++k) basis[k] = T(0);
+  sh_values(degree, of[0], of[1], of[2], basis);
 #pragma unroll
   for (int k = 0; k < MAX_BASES; ++k)
-    if (k < bases)
-      for (int c = 0; c < 3; ++c) step<T>(rates, first, 3 * k + c, 1, basis[k] * color[c]);
+    mine += basis[k] * T(k == number / 3);
+  step<T>(rates, {sh + row, exp_avg + row, exp_avg_sq + row}, number, 1, mine * color);
 }
 #else
 // Gaussians are in lanes; their rows, one after the other, are not: the gradient is transposed on the way.
@@ -63,13 +73,17 @@ PF_INLINE void step_rows(const AdamRates<T>& rates, const Moments<T>& first, int
 
 }  // namespace
 
+// items: Gaussians; in CUDA, their numbers that were drawn, and whoever calls sets the factors to zero.
 template <class T>
-void sh_adam(T* sh, T* factors, T* exp_avg, T* exp_avg_sq, Threads<128> gaussians, int stored, int degree, T beta1, T beta2, T step_size,
+void sh_adam(T* sh, T* factors, T* exp_avg, T* exp_avg_sq, Threads<> items, int stored, int degree, T beta1, T beta2, T step_size,
              T root_correction, T eps, T decay, const T* columns, int width) {
-  using R = Lane<T>;
   const AdamRates<T> rates{beta1, beta2, step_size, root_correction, eps, decay, columns, width};
   const int bases = (degree + 1) * (degree + 1);
-  for_lanes(gaussians, [=](int64_t i, int n) {
+#if PF_CUDA
+  for_each(items, [=](int64_t i) { step_number<T>(rates, sh, factors, exp_avg, exp_avg_sq, i, stored, degree, 3 * bases); });
+#else
+  using R = Lane<T>;
+  for_lanes(items, [=](int64_t i, int n) {
     R color[3], d[3], basis[MAX_BASES];
     for (int c = 0; c < 3; ++c) color[c] = load_strided(factors + FACTORS * i + 3 + c, FACTORS, n);
     const Mask<T> touched = (color[0] != R(T(0))) | (color[1] != R(T(0))) | (color[2] != R(T(0)));
@@ -80,6 +94,7 @@ void sh_adam(T* sh, T* factors, T* exp_avg, T* exp_avg_sq, Threads<128> gaussian
     step_rows<T>(rates, {sh + row, exp_avg + row, exp_avg_sq + row}, stored, bases, basis, color, touched);
     for (int c = 0; c < 3; ++c) store_strided(factors + FACTORS * i + 3 + c, FACTORS, R(T(0)), n);
   });
+#endif
 }
 
 POLYFIELD_OP(sh_adam_f32, sh_adam<float>)
