@@ -23,7 +23,12 @@ _NONE = (None,) * MAX_LAYERS
 
 
 def mlp(
-    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None, *, bfloat16: bool = False
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None = None,
+    *,
+    bfloat16: bool = False,
+    float16: bool = False,
 ) -> Tensor:
     """A multilayer perceptron with ReLU between its layers and a linear output, in one kernel.
 
@@ -36,40 +41,44 @@ def mlp(
             and the gradients of every layer's output are rounded to bfloat16 (to nearest, ties to even), biases are
             not. Without AVX512_BF16 the same roundings are followed by float32 products: the same numbers to float32
             accuracy on every machine, but no gain in speed.
+        float16: the same with float16 instead, on a GPU only: the CPU's kernels have no such products. Rounding is off
+            by 2^-11 of a number at most instead of 2^-8, but the range of what is rounded is small (sums are float32):
+            values above 65504 become infinite, below 6e-5 they lose digits in steps of 6e-8, and gradients below half
+            such a step vanish. So multiply a loss whose gradients are small, and divide the gradients afterwards.
 
-    On a GPU, bfloat16 runs on tensor cores, all layers in one kernel compiled for the network's sizes (in several where
-    they are too wide for its registers). They have no
-    products in full float32: without ``bfloat16`` the layers are torch's own, one after the other (exact, unless torch
-    is told that TF32 will do).
+    On a GPU, bfloat16 and float16 run on tensor cores, all layers in one kernel compiled for the network's sizes (in
+    several where they are too wide for its registers). They have no products in full float32: without either the layers
+    are torch's own, one after the other (exact, unless torch is told that TF32 will do).
 
     Returns:
         (N, C_out). Differentiable (once) in inputs, weights and biases; two runs agree to the bit, whatever the number
         of threads.
 
     Raises:
-        ValueError for shapes, TypeError for dtypes, that do not fit the above.
+        ValueError for shapes and devices, TypeError for dtypes, that do not fit the above.
 
     Source: the layout of the passes after Müller et al., "Real-time Neural Radiance Caching for Path Tracing", 2021
     (fully fused networks); the register blocks after Goto and van de Geijn, "Anatomy of High-Performance Matrix
     Multiplication", 2008.
     """
-    _check(inputs, weights, biases, bfloat16)
-    if bfloat16:
-        check_bfloat16("mlp", inputs)
-    if on_gpu(inputs) and not bfloat16:
+    half = _half(bfloat16, float16)
+    _check(inputs, weights, biases, half)
+    if half is not None:
+        check_tensor_cores("mlp", inputs, half)
+    if on_gpu(inputs) and half is None:
         return _layer_by_layer(inputs, weights, biases or _NONE[: len(weights)])
     if not on_gpu(inputs):
-        return _fused(inputs, weights, biases or (), bfloat16)
+        return _fused(inputs, weights, biases or (), half)
     x = inputs
     for begin, end in mlp_tensor.segments([inputs.shape[1], *(w.shape[0] for w in weights)]):
-        x = _fused(x.relu() if begin else x, weights[begin:end], (biases or ())[begin:end], bfloat16)
+        x = _fused(x.relu() if begin else x, weights[begin:end], (biases or ())[begin:end], half)
     return x
 
 
-def _fused(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], bfloat16: bool) -> Tensor:
+def _fused(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], half: torch.dtype | None) -> Tensor:
     tensors = [*weights, *_NONE[len(weights) :], *biases, *_NONE[len(biases) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
-    return _mlp(inputs, *tensors, bfloat16, keep)[0]
+    return _mlp(inputs, *tensors, half, keep)[0]
 
 
 def _layer_by_layer(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -79,9 +88,18 @@ def _layer_by_layer(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[
     return x
 
 
-def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, bfloat16: bool) -> None:
+def _half(bfloat16: bool, float16: bool) -> torch.dtype | None:
+    """What operands are rounded to."""
+    if bfloat16 and float16:
+        raise ValueError("mlp: float16: expected False beside bfloat16=True, got True; choose one of them")
+    return torch.bfloat16 if bfloat16 else torch.float16 if float16 else None
+
+
+def _check(
+    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, half: torch.dtype | None
+) -> None:
     check_shape("mlp", "inputs", inputs, (None, None))
-    check_dtype("mlp", "inputs", inputs, *(FLOATS[:1] if bfloat16 else FLOATS))
+    check_dtype("mlp", "inputs", inputs, *(FLOATS[:1] if half is not None else FLOATS))
     _check_layers("mlp", "weights", weights, inputs.shape[1], inputs.dtype)
     named = {f"weights[{i}]": w for i, w in enumerate(weights)}
     check_device("mlp", inputs=inputs, **named, **{f"biases[{i}]": b for i, b in enumerate(biases or ())})
@@ -96,13 +114,15 @@ def _check(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] |
         check_dtype("mlp", f"biases[{index}]", bias, inputs.dtype)
 
 
-def check_bfloat16(op: str, tensor: Tensor) -> None:
-    """Raise ValueError where this tensor's GPU has no products of bfloat16."""
+def check_tensor_cores(op: str, tensor: Tensor, half: torch.dtype) -> None:
+    """Raise ValueError where this tensor's device has no products of ``half``: an old GPU; the CPU, of float16."""
+    name = str(half).removeprefix("torch.")
+    expected = f"{op}: {name}: expected a GPU of compute capability 8.0 or newer"
     if on_gpu(tensor) and not has_bfloat16(tensor):
         found = ".".join(map(str, torch.cuda.get_device_capability(tensor.device)))
-        raise ValueError(
-            f"{op}: bfloat16: expected a GPU of compute capability 8.0 or newer, got {found}; pass bfloat16=False"
-        )
+        raise ValueError(f"{expected}, got {found}; pass {name}=False")
+    if not on_gpu(tensor) and half == torch.float16:
+        raise ValueError(f"{expected}, got the CPU, whose kernels have no float16 products; pass bfloat16=True instead")
 
 
 def _check_layers(op: str, name: str, weights: Sequence[Tensor], width: int, dtype: torch.dtype) -> None:
@@ -125,12 +145,12 @@ def _dims(inputs: Tensor, weights: Sequence[Tensor]) -> list[int]:
     return dims + [0] * (MAX_LAYERS + 1 - len(dims))
 
 
-def _saved(inputs: Tensor, weights: Sequence[Tensor], bfloat16: bool, keep: bool) -> Tensor:
+def _saved(inputs: Tensor, weights: Sequence[Tensor], half: torch.dtype | None, keep: bool) -> Tensor:
     """What forward leaves for backward: hidden layers, rows in pairs; on a GPU the weights, as they are multiplied."""
     if on_gpu(inputs):
         sizes = mlp_tensor.packed_size([inputs.shape[1], *(w.shape[0] for w in weights)])
         return inputs.new_empty(sizes, dtype=torch.int32)
-    dtype = torch.bfloat16 if bfloat16 and has_bfloat16() else inputs.dtype
+    dtype = half if half is not None and has_bfloat16() else inputs.dtype
     rows, columns = (inputs.shape[0] + 1) // 2 * 2, 0
     for weight in reversed(weights[:-1] if keep else ()):
         if rows * (columns + weight.shape[0]) * dtype.itemsize > SAVED_BYTES:
@@ -148,10 +168,11 @@ def _first_saved(saved: Tensor, inputs: Tensor, weights: Sequence[Tensor]) -> in
     return layer
 
 
-def _kernel(name: str, inputs: Tensor, bfloat16: bool) -> tuple[str, torch.dtype, int]:
-    if bfloat16 and has_bfloat16():
-        return name, torch.bfloat16, 0
-    return name, inputs.dtype, int(bfloat16)
+def _kernel(name: str, inputs: Tensor, half: torch.dtype | None) -> tuple[str, torch.dtype, int]:
+    """On the CPU: the kernel, its suffix, and whether it rounds operands itself. There half is bfloat16 or None."""
+    if half is not None and has_bfloat16():
+        return name, half, 0
+    return name, inputs.dtype, int(half is not None)
 
 
 @torch.library.custom_op("polyfield::mlp", mutates_args=())
@@ -167,17 +188,17 @@ def _mlp(
     b2: Tensor | None,
     b3: Tensor | None,
     b4: Tensor | None,
-    bfloat16: bool,
+    half: torch.dtype | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     inputs = inputs.contiguous()
     weights = [w.contiguous() for w in (w0, w1, w2, w3, w4) if w is not None]
     biases = [b if b is None else b.contiguous() for b in (b0, b1, b2, b3, b4)]
-    saved = _saved(inputs, weights, bfloat16, keep)
+    saved = _saved(inputs, weights, half, keep)
     if on_gpu(inputs):
-        return mlp_tensor.forward(inputs, weights, [b for b in biases if b is not None], saved), saved
+        return mlp_tensor.forward(inputs, weights, [b for b in biases if b is not None], saved, half), saved
     outputs = new_empty(inputs, inputs.shape[0], weights[-1].shape[0])
-    name, dtype, rounded = _kernel("mlp", inputs, bfloat16)
+    name, dtype, rounded = _kernel("mlp", inputs, half)
     shape = (inputs.shape[0], len(weights), rounded, *_dims(inputs, weights))
     kept = saved, _first_saved(saved, inputs, weights)
     launch(name, dtype, inputs, outputs, *kept, *shape, *weights, *_NONE[len(weights) :], *biases)
@@ -185,9 +206,9 @@ def _mlp(
 
 
 @_mlp.register_fake
-def _(inputs, w0, w1, w2, w3, w4, b0, b1, b2, b3, b4, bfloat16, keep):
+def _(inputs, w0, w1, w2, w3, w4, b0, b1, b2, b3, b4, half, keep):
     weights = [w for w in (w0, w1, w2, w3, w4) if w is not None]
-    return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), _saved(inputs, weights, bfloat16, keep)
+    return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), _saved(inputs, weights, half, keep)
 
 
 @torch.library.custom_op("polyfield::mlp_backward", mutates_args=())
@@ -196,7 +217,7 @@ def _mlp_backward(
     saved: Tensor,
     inputs: Tensor,
     parameters: list[Tensor],
-    bfloat16: bool,
+    half: torch.dtype | None,
     biased: bool,
     wanted: list[bool],
 ) -> list[Tensor]:
@@ -209,10 +230,10 @@ def _mlp_backward(
     grads = [new_empty(t, *t.shape) if w else None for t, w in zip((inputs, *parameters), wanted, strict=True)]
     if on_gpu(inputs):
         dims = _dims(inputs, weights)[: layers + 1]
-        mlp_tensor.backward(inputs, grad_outputs, saved, dims, parameters[layers:], grads[0], grads[1:])
+        mlp_tensor.backward(inputs, grad_outputs, saved, dims, parameters[layers:], half, grads[0], grads[1:])
         return [inputs.new_empty(0) if g is None else g for g in grads]
     grad_biases = [*grads[1 + layers :], *gap] if biased else _NONE
-    name, dtype, rounded = _kernel("mlp_backward", inputs, bfloat16)
+    name, dtype, rounded = _kernel("mlp_backward", inputs, half)
     shape = (inputs.shape[0], layers, rounded, *_dims(inputs, weights))
     kept = saved, _first_saved(saved, inputs, weights)
     launch(
@@ -234,13 +255,13 @@ def _mlp_backward(
 
 
 @_mlp_backward.register_fake
-def _(grad_outputs, saved, inputs, parameters, bfloat16, biased, wanted):
+def _(grad_outputs, saved, inputs, parameters, half, biased, wanted):
     tensors = zip((inputs, *parameters), wanted, strict=True)
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) if w else t.new_empty(0) for t, w in tensors]
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.bfloat16 = inputs[-2]
+    ctx.half = inputs[-2]
     ctx.layers = sum(w is not None for w in inputs[1 : 1 + MAX_LAYERS])
     ctx.biased = inputs[1 + MAX_LAYERS] is not None
     ctx.mark_non_differentiable(output[1])
@@ -255,7 +276,7 @@ def _backward(ctx, grad_outputs, _):
     saved, inputs, *parameters = ctx.saved_tensors
     need = ctx.needs_input_grad
     wanted = [*need[: 1 + ctx.layers], *(need[1 + MAX_LAYERS : 1 + MAX_LAYERS + ctx.layers] if ctx.biased else ())]
-    grads = _mlp_backward(grad_outputs, saved, inputs, parameters, ctx.bfloat16, ctx.biased, wanted)
+    grads = _mlp_backward(grad_outputs, saved, inputs, parameters, ctx.half, ctx.biased, wanted)
     grads = [g if w else None for g, w in zip(grads, wanted, strict=True)]
     grad_biases = [*grads[1 + ctx.layers :], *gap] if ctx.biased else _NONE
     return *grads[: 1 + ctx.layers], *gap, *grad_biases, None, None

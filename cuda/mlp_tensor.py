@@ -1,4 +1,4 @@
-"""The fused perceptron on a GPU's tensor cores, for ``mlp(..., bfloat16=True)``. Kernels: ``kernels/mlp_bf16.cu``.
+"""The fused perceptron on a GPU's tensor cores, for ``mlp(..., bfloat16=True)`` and ``float16=True``: ``mlp_bf16.cu``.
 
 Kernels are compiled for the sizes of a network on first use (about a second). Weights are rounded and laid out once per
 forward pass, for both directions; the backward pass computes activations again from the inputs: nothing else is kept.
@@ -30,14 +30,15 @@ def tiles(channels: int) -> int:
     return -(-channels // 16)
 
 
-def constants(dims: Sequence[int], biased: bool) -> Constants:
-    """What the kernels are compiled for."""
+def constants(dims: Sequence[int], biased: bool, half: torch.dtype | None = None) -> Constants:
+    """What the kernels are compiled for. half: what operands are rounded to, float16 or (also for None) bfloat16."""
     sizes = [*dims, *[0] * (MAX_LAYERS + 1 - len(dims))]
     return (
         ("PF_LAYERS", len(dims) - 1),
         *((f"PF_D{index}", size) for index, size in enumerate(sizes)),
         ("PF_BIASED", int(biased)),
         ("PF_ROWS", rows(dims)),
+        *((("PF_HALF", "Float16"),) if half == torch.float16 else ()),
     )
 
 
@@ -73,10 +74,12 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def forward(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], packed: Tensor) -> Tensor:
+def forward(
+    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], packed: Tensor, half: torch.dtype | None
+) -> Tensor:
     """-> outputs; fills ``packed`` (int32, ``packed_size``)."""
     dims = _dims(inputs, weights)
-    build = constants(dims, bool(biases))
+    build = constants(dims, bool(biases), half)
     outputs = inputs.new_empty(len(inputs), dims[-1])
     launch("mlp_pack", None, Table(weights, MAX_LAYERS), packed, packed.numel() // 4, constants=build)
     warps = -(-len(inputs) // rows(dims))
@@ -91,12 +94,13 @@ def backward(
     packed: Tensor,
     dims: Sequence[int],
     biases: Sequence[Tensor],
+    half: torch.dtype | None,
     grad_inputs: Tensor | None,
     grads: Sequence[Tensor | None],
 ) -> None:
     """Fills grad_inputs (or None) and ``grads``: of the weights, then of the biases where there are some."""
     inputs, grad_outputs = aligned(inputs), aligned(grad_outputs)
-    build = constants(dims, bool(biases))
+    build = constants(dims, bool(biases), half)
     blocks = backward_blocks(len(inputs), inputs.device)
     targets, size = sum_targets([dims], bool(biases), grads)
     sums = None if all(g is None for g in grads) else inputs.new_empty(blocks, size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import radiance_tensor
 from .checks import check_device, check_dtype, check_range, check_shape
 from .hash_encoding import HashLayout, _add_table_gradient, _check, _compute_dtype, _launch, _levels, hash_encode
-from .mlp import _NONE, MAX_LAYERS, _check_layers, check_bfloat16, mlp
+from .mlp import _NONE, MAX_LAYERS, _check_layers, check_tensor_cores, mlp
 from .native import has_bfloat16, launch, on_gpu
 
 MAX_LOG_DENSITY = 15.0
@@ -107,7 +107,7 @@ def _check_field(op, points, table, layout, half, table_grad, density_weights, b
     _check_layers(op, "density_weights", density_weights, layout.out_channels, points.dtype)
     check_device(op, points=points, **{f"density_weights[{i}]": w for i, w in enumerate(density_weights)})
     if bfloat16:
-        check_bfloat16(op, points)
+        check_tensor_cores(op, points, torch.bfloat16)
 
 
 def _names(source: Tensor, bfloat16: bool) -> tuple[str, str, int]:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from polyfield.cuda import mlp_tensor, nvrtc, radiance_tensor
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
@@ -21,6 +22,8 @@ HASHES = [(("PF_DIMENSIONS", d), ("PF_FEATURES", f)) for d, f in ((2, 2), (3, 1)
 SIZES = [(32, 64, 16), (32, 64, 64, 3), (32, 64, 64, 64, 64, 16), (16, 16, 16), (31, 32, 32, 4), (256, *[128] * 5)]
 PARTS = [sizes[begin : end + 1] for sizes in SIZES for begin, end in mlp_tensor.segments(sizes)]
 MLPS = {mlp_tensor.constants(s, biased): s for s in PARTS for biased in (False, True)}
+IN_FLOAT16 = [(32, 64, 16), (32, 64, 64, 64, 64, 16), (31, 32, 32, 4), (256, 128)]
+MLPS |= {mlp_tensor.constants(s, True, torch.float16): s for s in IN_FLOAT16}
 FIELDS = [
     (8, 4, (32, 64, 16), (32, 64, 64, 3)),
     (16, 2, (32, 64, 16), (32, 64, 64, 3)),

@@ -39,16 +39,55 @@ NETS = [  # sizes, samples, biases
 ]
 
 
-def check(arguments):
-    got, expected = (results(op, *arguments, bfloat16=True) for op in (mlp, reference.mlp))
-    assert_near(got, expected, 0.01)
+def check(arguments, half="bfloat16"):
+    finer = 8 if half == "float16" else 1
+    got, expected = (results(op, *arguments, **{half: True}) for op in (mlp, reference.mlp))
+    assert_near(got, expected, 0.01 / finer)
     for a, b in zip(got, expected, strict=True):  # sums in another order may round to the other neighbour
-        assert float((a - b).norm()) <= 3e-3 * float(b.norm())
+        assert float((a - b).norm()) <= 3e-3 / finer * float(b.norm())
 
 
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("dims, n, bias", NETS, ids=str)
-def test_bfloat16_matches_its_roundings(dims, n, bias):
-    check(case(dims, n, torch.float32, bias))
+def test_products_match_their_roundings(dims, n, bias, half):
+    check(case(dims, n, torch.float32, bias), half)
+
+
+def test_float16_is_eight_times_finer():
+    arguments = case((32, 64, 16), 130, torch.float32)
+    exact = results(reference.mlp, *arguments)
+    coarse, fine = (results(mlp, *arguments, **{half: True})[0] for half in ("bfloat16", "float16"))
+    ratio = float((coarse - exact[0]).norm() / (fine - exact[0]).norm())
+    assert 6 < ratio < 11
+
+
+def test_the_range_of_float16():
+    inputs, weights, biases, grad = case((32, 64, 16), 40, torch.float32)
+    expected = results(mlp, inputs, weights, biases, grad, float16=True)
+    with torch.no_grad():
+        inputs[20, 3] = 65530  # rounds to infinity; to 65536 in bfloat16
+    outputs, of_inputs = results(mlp, inputs, weights, biases, grad, float16=True)[:2]
+    others = torch.arange(40) != 20
+    assert not outputs[20].isfinite().any()
+    assert torch.equal(outputs[others], expected[0][others])
+    assert torch.equal(of_inputs[others], expected[1][others])
+    assert all(t.isfinite().all() for t in results(mlp, inputs, weights, biases, grad, bfloat16=True))
+
+
+def test_small_gradients_vanish_in_float16_unless_scaled():
+    inputs, weights, biases, _ = case((32, 64, 16), 40, torch.float32)
+    small = torch.full((40, 16), 2e-8)
+    assert not any(t.any() for t in results(mlp, inputs, weights, biases, small, float16=True)[1:])
+    scaled = results(mlp, inputs, weights, biases, small * 2**20, float16=True)[1:]
+    exact = results(reference.mlp, inputs, weights, biases, small)[1:]
+    for a, b in zip(scaled, exact, strict=True):
+        assert float((a / 2**20 - b).norm()) <= 2e-2 * float(b.norm())
+
+
+def test_opcheck_in_float16():
+    inputs, weights, biases, _ = case((5, 16, 3), 4, torch.float32)
+    arguments = (inputs, *weights, *[None] * 3, *biases, *[None] * 3, torch.float16, True)
+    torch.library.opcheck(torch.ops.polyfield.mlp.default, arguments)
 
 
 @pytest.mark.parametrize("width", range(16, 129, 16))

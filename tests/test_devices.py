@@ -259,8 +259,9 @@ def test_a_gpu_without_bfloat16_says_so(monkeypatch):
     monkeypatch.setattr(mlp, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(mlp, "has_bfloat16", lambda tensor: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(ValueError, match=r"^mlp: bfloat16: expected a GPU .* 8\.0 or newer, got 7\.5; pass"):
-        mlp.mlp(x, [torch.zeros(2, 3)], bfloat16=True)
+    for half in ("bfloat16", "float16"):
+        with pytest.raises(ValueError, match=rf"^mlp: {half}: expected a GPU .* 8\.0 or newer, got 7\.5; pass {half}"):
+            mlp.mlp(x, [torch.zeros(2, 3)], **{half: True})
     monkeypatch.setattr(native, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert not native.has_bfloat16(x)

@@ -6,6 +6,8 @@ from polyfield.cuda.native import Table, launch
 
 from tests.emulation import EmulationError, emulated
 
+HALVES = [(torch.bfloat16, "bf16"), (torch.float16, "f16")]
+
 
 @pytest.fixture(autouse=True)
 def _emulated():
@@ -56,11 +58,12 @@ def test_threads_that_have_returned_are_not_waited_for():
     assert torch.equal(y, x.flip(0))
 
 
-def test_matrix_fragments_lie_where_ptx_says():
+@pytest.mark.parametrize("dtype, suffix", HALVES)
+def test_matrix_fragments_lie_where_ptx_says(dtype, suffix):
     g = torch.Generator().manual_seed(0)
     a, b, d = (torch.randn(*shape, generator=g) for shape in ((16, 16), (16, 8), (16, 8)))
-    wanted = d.double() + a.bfloat16().double() @ b.bfloat16().double()
-    launch("matrix_product", None, a, b, d, 1)
+    wanted = d.double() + a.to(dtype).double() @ b.to(dtype).double()
+    launch(f"matrix_product_{suffix}", None, a, b, d, 1)
     torch.testing.assert_close(d.double(), wanted, atol=1e-5, rtol=1e-5)
     for row, k, column in (
         (3, 5, 2),
@@ -70,7 +73,7 @@ def test_matrix_fragments_lie_where_ptx_says():
     ):  # one product at a time
         a, b, d = torch.zeros(16, 16), torch.zeros(16, 8), torch.zeros(16, 8)
         a[row, k], b[k, column] = 3, 5
-        launch("matrix_product", None, a, b, d, 1)
+        launch(f"matrix_product_{suffix}", None, a, b, d, 1)
         assert d[row, column] == 15 and d.count_nonzero() == 1
 
 
@@ -81,17 +84,21 @@ def test_blocks_are_transposed_as_they_are_loaded():
     assert torch.equal(y.view(torch.int16).view(4, 8, 8), x.view(4, 8, 8).mT)
 
 
+@pytest.mark.parametrize("dtype, suffix", HALVES)
 @pytest.mark.parametrize("relu", [False, True])
-def test_numbers_are_rounded_to_bfloat16_as_torch_does(relu):
+def test_numbers_are_rounded_as_torch_does(relu, dtype, suffix):
+    name = f"packed_pairs{'_relu' if relu else ''}_{suffix}"
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     x[:8] = torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, 3e38, 1e-40, float("inf"), -float("inf")])
+    x[8:16] = torch.tensor([65504.0, 65519.99, -65520.0, 7e4, 2.0**-25, 1.1 * 2.0**-25, -1.5 * 2.0**-24, 6.1e-5])
+    x[16:200] *= torch.logspace(-9, 6, 184)
     y = torch.empty(500, dtype=torch.int32)
-    launch("packed_pairs_relu" if relu else "packed_pairs", None, x, y, 500)
-    wanted = (x.relu() if relu else x).bfloat16()
-    assert torch.equal(y.view(torch.bfloat16), wanted)
+    launch(name, None, x, y, 500)
+    wanted = (x.relu() if relu else x).to(dtype)
+    assert torch.equal(y.view(dtype), wanted)
     x[8] = float("nan")
-    launch("packed_pairs_relu" if relu else "packed_pairs", None, x, y, 500)
-    assert y.view(torch.bfloat16)[8].isnan()
+    launch(name, None, x, y, 500)
+    assert y.view(dtype)[8].isnan()
 
 
 def test_arguments_of_every_kind_arrive():

@@ -199,12 +199,12 @@ def test_large_values_and_nan_stay_where_they_are():
         assert outputs[torch.arange(100) != 50].isfinite().all()
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_opcheck(bfloat16):
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_opcheck(half):
     inputs, weights, biases, _ = case((5, 16, 3), 4, torch.float32)
     empty = [None] * 3
     for b in (biases, [None, None]):
-        torch.library.opcheck(torch.ops.polyfield.mlp.default, (inputs, *weights, *empty, *b, *empty, bfloat16, True))
+        torch.library.opcheck(torch.ops.polyfield.mlp.default, (inputs, *weights, *empty, *b, *empty, half, True))
 
 
 def test_errors():
@@ -251,7 +251,16 @@ def test_errors():
         [biases[0], biases[0], biases[2]],
     )
     check(TypeError, r"mlp: inputs: expected float32 or float64, got float16", inputs.half(), weights)
-    check(TypeError, r"mlp: inputs: expected float32, got float64", inputs.double(), weights, bfloat16=True)
+    for half in ("bfloat16", "float16"):
+        check(TypeError, r"mlp: inputs: expected float32, got float64", inputs.double(), weights, **{half: True})
+    check(
+        ValueError,
+        r"mlp: float16: expected False beside bfloat16=True, got True; choose one",
+        inputs,
+        weights,
+        bfloat16=True,
+        float16=True,
+    )
     check(
         TypeError,
         r"mlp: weights\[1\]: expected float32, got float64",
@@ -259,3 +268,9 @@ def test_errors():
         [weights[0], weights[1].double(), weights[2]],
     )
     check(TypeError, r"mlp: biases\[0\]: expected float32, got float64", inputs, weights, [b.double() for b in biases])
+
+
+def test_float16_is_refused_on_the_cpu():
+    inputs, weights, _, _ = case((8, 16, 3), 4, torch.float32)
+    with pytest.raises(ValueError, match=r"^mlp: float16: expected a GPU .*, got the CPU.*; pass bfloat16"):
+        mlp(inputs, weights, float16=True)

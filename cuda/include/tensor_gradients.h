@@ -15,9 +15,8 @@ namespace polyfield {
 namespace {
 
 constexpr int WARPS = 8, BLOCK_ROWS = 16 * WARPS;
-constexpr int TILE_WORDS = 128;         // of 16 x 16 numbers of 16 bits
-constexpr int EXCHANGE_TILES = 96;      // that 48 KiB of shared memory hold
-constexpr uint32_t ONES = 0x3f803f80u;  // 1, 1 in bfloat16
+constexpr int TILE_WORDS = 128;     // of 16 x 16 numbers of 16 bits
+constexpr int EXCHANGE_TILES = 96;  // that 48 KiB of shared memory hold
 
 PF_INLINE int warp_number() { return int(threadIdx.x) / 32; }
 
@@ -102,9 +101,9 @@ template <class Net> struct Gradient {
       }
       uint32_t right[4];
       load_transposed(right, rows + (S::OUT + column) * TILE_WORDS);
-      mma_16x8x16(weights[l][i][0], left, right[0], right[1]);
-      mma_16x8x16(weights[l][i][1], left, right[2], right[3]);
-      if (Net::biased && column == 0) mma_16x8x16(biases[l][i], left, ONES, ONES);
+      mma_16x8x16<Half>(weights[l][i][0], left, right[0], right[1]);
+      mma_16x8x16<Half>(weights[l][i][1], left, right[2], right[3]);
+      if (Net::biased && column == 0) mma_16x8x16<Half>(biases[l][i], left, ONES<Half>, ONES<Half>);
     }
   }
 
@@ -135,7 +134,7 @@ PF_INLINE void round_open(uint32_t (&to)[4], const Sums& sums, const uint32_t (&
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const float low = sums[r / 2][r % 2 * 2], high = sums[r / 2][r % 2 * 2 + 1];
-    to[r] = pack_bfloat16(h[r] & 0xffffu ? low : 0.0f, h[r] >> 16 ? high : 0.0f);
+    to[r] = pack_halves<Half>(h[r] & 0xffffu ? low : 0.0f, h[r] >> 16 ? high : 0.0f);
   }
 }
 

@@ -10,8 +10,14 @@
 
 #if PF_CUDA
 
+#if !defined(PF_HALF)
+#define PF_HALF BFloat16
+#endif
+
 namespace polyfield {
 namespace {
+
+using Half = PF_HALF;  // of all operands
 
 constexpr int ceil16(int n) { return (n + 15) / 16; }
 
@@ -78,8 +84,8 @@ template <int C, int W> PF_INLINE void load_rows(const float* p, int64_t row, in
     for (int k = 0; k < ceil16(C); ++k) {
       const int column = 16 * k + lane_number() % 4 * 4;
       const Four v = load_four<C % 4 == 0>(p + r * C + column, r < n ? C - column : 0);
-      to[k][half] = pack_bfloat16(v.x[0], v.x[1]);
-      to[k][2 + half] = pack_bfloat16(v.x[2], v.x[3]);
+      to[k][half] = pack_halves<Half>(v.x[0], v.x[1]);
+      to[k][2 + half] = pack_halves<Half>(v.x[2], v.x[3]);
     }
   }
 }
@@ -99,7 +105,7 @@ template <int C> PF_INLINE void store_rows(float* p, int64_t row, int64_t n, int
 }
 template <bool RELU = false> PF_INLINE void round_to(uint32_t (&to)[4], const Sums& sums) {
 #pragma unroll
-  for (int r = 0; r < 4; ++r) to[r] = pack_bfloat16<RELU>(sums[r / 2][r % 2 * 2], sums[r / 2][r % 2 * 2 + 1]);
+  for (int r = 0; r < 4; ++r) to[r] = pack_halves<Half, RELU>(sums[r / 2][r % 2 * 2], sums[r / 2][r % 2 * 2 + 1]);
 }
 
 // ---- products ---------------------------------------------------------------------------------------------------------
@@ -126,8 +132,8 @@ PF_INLINE void multiply(const uint32_t (&in)[M][W][4], const Patch* weights, con
       load_constant(w.x, weights[(tile * IN + k) * 32 + lane_number()].x);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        mma_16x8x16(sums[m][0], in[m][k], w.x[0], w.x[1]);
-        mma_16x8x16(sums[m][1], in[m][k], w.x[2], w.x[3]);
+        mma_16x8x16<Half>(sums[m][0], in[m][k], w.x[0], w.x[1]);
+        mma_16x8x16<Half>(sums[m][1], in[m][k], w.x[2], w.x[3]);
       }
     }
 #pragma unroll
@@ -163,7 +169,7 @@ template <class Net> PF_INLINE Patch pack_patch(const Pointers& weights, int at,
     };
     for (int r = 0; r < 4; ++r) {
       const int k = r % 2 * 8 + 2 * t, j = r / 2 * 8 + g;
-      packed.x[r] = pack_bfloat16(weight(k, j), weight(k + 1, j));
+      packed.x[r] = pack_halves<Half>(weight(k, j), weight(k + 1, j));
     }
   });
   return packed;

@@ -40,8 +40,8 @@ PF_INLINE void encode_rows(const float* points, const H* table, const Level* lev
         interpolate<3>(corner, at.fraction);
         for (int f = 0; f < PART; ++f) v.x[part + f] = corner[0].x[f];
       }
-      to[tile][half] = pack_bfloat16(v.x[0], v.x[1]);
-      to[tile][2 + half] = pack_bfloat16(v.x[2], v.x[3]);
+      to[tile][half] = pack_halves<Half>(v.x[0], v.x[1]);
+      to[tile][2 + half] = pack_halves<Half>(v.x[2], v.x[3]);
     }
   }
 }

@@ -2,7 +2,7 @@
 //
 // Tensors are float32 on both sides. On the CPU these functions are part of the AVX-512 module and compiled for a processor that
 // also has bfloat16 dot products; Python calls them only where native.has_bfloat16(). In CUDA the file is compiled for
-// one network's sizes: see tensor_layers.h for the layers and tensor_gradients.h for the way back.
+// one network's sizes, and for bfloat16 or float16 operands (PF_HALF): see tensor_layers.h for the layers and tensor_gradients.h for the way back.
 #include "lane.h"
 
 #if PF_CUDA

@@ -113,8 +113,8 @@ void radiance_tensor_backward(const float* extras, const uint32_t* kept, const f
       });
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        g[0][0][0][half] = pack_bfloat16(raw[half][0], raw[half][1]);
-        g[0][0][0][2 + half] = pack_bfloat16(raw[half][2], 0.0f);
+        g[0][0][0][half] = pack_halves<Half>(raw[half][0], raw[half][1]);
+        g[0][0][0][2 + half] = pack_halves<Half>(raw[half][2], 0.0f);
       }
       backward_layers(color_gradient, c, g, patches + Fields::colors_at + 32 * Color::patches, exchange, true, true,
                       [&](int tile, const Sums& found) {

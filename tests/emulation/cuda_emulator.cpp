@@ -276,12 +276,21 @@ const Brought* meet(uint32_t mask, Brought mine, const char* what) {
 
 void warp_barrier(uint32_t mask) { meet(mask, {}, "__syncwarp"); }
 
+float from_half(uint32_t bits, bool float16) {
+  if (!float16) return from_bits<float>(bits << 16);
+  const int exponent = int(bits >> 10 & 31), digits = int(bits & 1023);
+  const float size = exponent == 31  ? (digits ? NAN : INFINITY)
+                     : exponent == 0 ? std::ldexp(float(digits), -24)
+                                     : std::ldexp(float(1024 + digits), exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+
 // As PTX lays them out: g = lane / 4, t = lane % 4. a: {(g, 2t), (g, 2t+1)}, then 8 rows on, 8 columns on, both;
 // b: {(2t, g), (2t+1, g)}, then 8 rows on; d: (g, 2t), (g, 2t+1), then 8 rows on.
-void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
+void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, bool float16) {
   const auto pair = [](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; };
   const Brought* lanes = meet(0xffffffffu, {pair(a[0], a[1]), pair(a[2], a[3]), pair(b0, b1)}, "mma");
-  const auto number = [](uint64_t word, int at) { return from_bits<float>((word >> 16 * at & 0xffff) << 16); };
+  const auto number = [=](uint64_t word, int at) { return from_half(uint32_t(word >> 16 * at & 0xffff), float16); };
   const int g = lane() / 4, t = lane() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
@@ -294,10 +303,18 @@ void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1) {
   }
 }
 
-uint16_t to_bfloat16(float x, bool relu) {
+// Rounded to nearest, ties to even
+uint16_t to_half(float x, bool relu, bool float16) {
   const uint64_t bits = to_bits(x);
   if (x != x) return 0x7fff;
-  return relu && !(x > 0) ? 0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  if (relu && !(x > 0)) return 0;
+  if (!float16) return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  const float size = std::fabs(x);
+  if (size >= 65520) return sign | 0x7c00;  // half way from the largest number to the next: infinity
+  if (size < 0x1p-14f) return sign | uint16_t(std::nearbyint(size * 0x1p24f));
+  const uint64_t digits = to_bits(size) - (uint64_t(112) << 23);  // its exponent counts from -14
+  return sign | uint16_t((digits + 0xfff + (digits >> 13 & 1)) >> 13);
 }
 
 void atomic_access(void* p, int bytes) { access(p, bytes, ATOMIC, __builtin_return_address(0)); }

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define PF_CUDA 1
 #define POLYFIELD_EMULATED 1
@@ -37,8 +38,8 @@ struct Brought {
 const Brought* meet(uint32_t mask, Brought mine, const char* what);
 void warp_barrier(uint32_t mask);
 // d += a b, see mma.h
-void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1);
-uint16_t to_bfloat16(float x, bool relu);
+void matrix_product(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, bool float16);
+uint16_t to_half(float x, bool relu, bool float16);
 void atomic_access(void* p, int bytes);
 void* shared_array(const void* key, std::size_t bytes);
 
@@ -127,7 +128,11 @@ inline float __logf(float x) { return logf(x); }
 // ---- matrix fragments, see mma.h ----
 namespace polyfield {
 
-inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { ::emulator::matrix_product(d, a, b0, b1); }
+struct Float16;
+
+template <class Half> void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  ::emulator::matrix_product(d, a, b0, b1, std::is_same_v<Half, Float16>);
+}
 
 inline void load_transposed(uint32_t (&to)[4], const uint32_t* row) {
   const ::emulator::Brought* lanes = ::emulator::meet(0xffffffffu, {::emulator::to_bits(row)}, "ldmatrix");
@@ -140,8 +145,9 @@ inline void load_transposed(uint32_t (&to)[4], const uint32_t* row) {
 
 inline void load_constant(uint32_t (&to)[4], const uint32_t* p) { std::memcpy(to, p, 16); }
 
-template <bool RELU = false> uint32_t pack_bfloat16(float low, float high) {
-  return uint32_t(::emulator::to_bfloat16(high, RELU)) << 16 | ::emulator::to_bfloat16(low, RELU);
+template <class Half, bool RELU = false> uint32_t pack_halves(float low, float high) {
+  constexpr bool FLOAT16 = std::is_same_v<Half, Float16>;
+  return uint32_t(::emulator::to_half(high, RELU, FLOAT16)) << 16 | ::emulator::to_half(low, RELU, FLOAT16);
 }
 
 }  // namespace polyfield

@@ -114,16 +114,16 @@ void blocks_collide(float* y, Blocks<32> n) {
   for_each(n, [=](int64_t b) { y[threadIdx.x] = float(b); });
 }
 // d (16, 8) += a (16, 16) b (16, 8), each element where PTX says that it lies.
-void matrix_product(const float* a, const float* b, float* d, Warps<32> n) {
+template <class Half> void matrix_product(const float* a, const float* b, float* d, Warps<32> n) {
   for_each(n, [=](int64_t) {
     const int g = lane_number() / 4, t = lane_number() % 4;
-    const auto left = [=](int row, int column) { return pack_bfloat16(a[row * 16 + column], a[row * 16 + column + 1]); };
-    const auto right = [=](int row, int column) { return pack_bfloat16(b[row * 8 + column], b[(row + 1) * 8 + column]); };
+    const auto left = [=](int row, int column) { return pack_halves<Half>(a[row * 16 + column], a[row * 16 + column + 1]); };
+    const auto right = [=](int row, int column) { return pack_halves<Half>(b[row * 8 + column], b[(row + 1) * 8 + column]); };
     const uint32_t fragment[4] = {left(g, 2 * t), left(g + 8, 2 * t), left(g, 2 * t + 8), left(g + 8, 2 * t + 8)};
     float* places[4] = {d + g * 8 + 2 * t, d + g * 8 + 2 * t + 1, d + (g + 8) * 8 + 2 * t, d + (g + 8) * 8 + 2 * t + 1};
     float sums[4];
     for (int i = 0; i < 4; ++i) sums[i] = *places[i];
-    mma_16x8x16(sums, fragment, right(2 * t, g), right(2 * t + 8, g));
+    mma_16x8x16<Half>(sums, fragment, right(2 * t, g), right(2 * t + 8, g));
     for (int i = 0; i < 4; ++i) *places[i] = sums[i];
   });
 }
@@ -138,9 +138,9 @@ template <bool WAIT> void transposed_blocks(const int32_t* x, int32_t* y, Warps<
     for (int i = 0; i < 4; ++i) y[32 * i + lane_number()] = int32_t(fragment[i]);
   });
 }
-// Numbers, as pairs of bfloat16.
-template <bool RELU> void packed_pairs(const float* x, int32_t* y, Threads<32> n) {
-  for_each(n, [=](int64_t i) { y[i] = int32_t(pack_bfloat16<RELU>(x[2 * i], x[2 * i + 1])); });
+// Numbers, rounded, as pairs.
+template <class Half, bool RELU> void packed_pairs(const float* x, int32_t* y, Threads<32> n) {
+  for_each(n, [=](int64_t i) { y[i] = int32_t(pack_halves<Half, RELU>(x[2 * i], x[2 * i + 1])); });
 }
 // Every kind of argument, written out as it arrived.
 struct Three { int64_t a, b; double* c; };
@@ -168,11 +168,14 @@ POLYFIELD_OP(barrier_of_those_who_stay, barrier_of_those_who_stay)
 POLYFIELD_OP(two_barriers, two_barriers)
 POLYFIELD_OP(half_a_warp_waits, half_a_warp_waits)
 POLYFIELD_OP(blocks_collide, blocks_collide)
-POLYFIELD_OP(matrix_product, matrix_product)
+POLYFIELD_OP(matrix_product_bf16, matrix_product<BFloat16>)
+POLYFIELD_OP(matrix_product_f16, matrix_product<Float16>)
 POLYFIELD_OP(transposed_blocks, transposed_blocks<true>)
 POLYFIELD_OP(transposed_blocks_without_waiting, transposed_blocks<false>)
-POLYFIELD_OP(packed_pairs, packed_pairs<false>)
-POLYFIELD_OP(packed_pairs_relu, packed_pairs<true>)
+POLYFIELD_OP(packed_pairs_bf16, packed_pairs<BFloat16, false>)
+POLYFIELD_OP(packed_pairs_relu_bf16, packed_pairs<BFloat16, true>)
+POLYFIELD_OP(packed_pairs_f16, packed_pairs<Float16, false>)
+POLYFIELD_OP(packed_pairs_relu_f16, packed_pairs<Float16, true>)
 POLYFIELD_OP(arguments, arguments)
 
 }  // namespace polyfield
