@@ -41,6 +41,10 @@ class MaskUse(Enum):
     """Black pixels do not count, neither in fitting nor in metrics (nerfstudio's convention)."""
     ALPHA = "alpha"
     """Black pixels are empty: the mask is the object's silhouette (NeuS's convention)."""
+    IGNORE_WHITE = "ignore-white"
+    """White pixels do not count (the convention of instant-ngp's dynamic masks)."""
+    NONE = "none"
+    """Masks are not read."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from polyfield.geometry.transforms import (
     transform_poses,
 )
 
+from tests.capture_writers import WRITERS
+
 UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
 
@@ -115,12 +117,24 @@ def demo_example(_: Path) -> Path:
     return Path("demo")
 
 
+def _rooted(writer):
+    def make(folder: Path) -> Path:
+        return writer(folder / "capture").root
+
+    make.__name__ = getattr(writer, "__name__", "writer").strip("<>")
+    return make
+
+
 # One or more examples per format: a new module without one fails test_every_format_has_an_example.
-EXAMPLES = {"transforms_json": (blender, instant_ngp, nerfstudio), "demo": (demo_example,)}
+EXAMPLES = {
+    **{name: tuple(_rooted(writer) for writer in writers[:1]) for name, writers in WRITERS.items()},
+    "transforms_json": (blender, instant_ngp, nerfstudio),
+    "demo": (demo_example,),
+}
 CASES = [(module, make) for module, makers in EXAMPLES.items() for make in makers]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[make.__name__ for _, make in CASES])
+@pytest.fixture(scope="module", params=CASES, ids=[f"{module}-{make.__name__}" for module, make in CASES])
 def example(request, tmp_path_factory):
     module, make = request.param
     folder = make(tmp_path_factory.mktemp(make.__name__))

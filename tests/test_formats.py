@@ -1,0 +1,94 @@
+"""Every format, on a capture whose cameras are known: points fall where the truth says, however images are treated."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from polyfield.datasets.scene import MaskUse, open_scene
+from polyfield.datasets.undistort import undistorted
+from polyfield.geometry import CameraModel
+from polyfield.geometry.transforms import similarity_inverse, transform_points
+
+from tests.capture_writers import CASES, WRITERS, some_points
+
+POINTS = torch.from_numpy(some_points(60))
+TOLERANCE = 0.05  # pixels
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{i}" for name, i in CASES])
+def written(request, tmp_path_factory):
+    name, index = request.param
+    return WRITERS[name][index](tmp_path_factory.mktemp(name) / "capture")
+
+
+def in_scene(scene) -> torch.Tensor:
+    """The known points in the scene's frame."""
+    return transform_points(similarity_inverse(scene.scene_to_world), POINTS).float()
+
+
+def shown_at(frame, pixels: torch.Tensor) -> torch.Tensor:
+    """Which pixel of the original photograph a frame shows at its pixel positions (N, 2): the ramp, read bilinearly."""
+    size = pixels.new_tensor([frame.camera.width, frame.camera.height])
+    grid = (pixels / size * 2 - 1)[None, None].float()
+    ramp = frame.colors[..., :2].permute(2, 0, 1)[None].float() / 10
+    return torch.nn.functional.grid_sample(ramp, grid, align_corners=False)[0, :, 0].T
+
+
+def inner(pixels: torch.Tensor, camera, rim: float = 1.5) -> torch.Tensor:
+    size = pixels.new_tensor([camera.width, camera.height])
+    return ((pixels >= rim) & (pixels <= size - rim)).all(-1)
+
+
+def test_points_project_where_the_truth_says(written):
+    for downscale in (1, 2):
+        scene = open_scene(written.root, downscale=downscale)
+        assert {f.name for f in scene.frames} == set(written.cameras)
+        points = in_scene(scene)
+        for frame in scene.frames:
+            true = written.cameras[frame.name].project(POINTS)[0].float()
+            got = frame.camera.project(points)[0]
+            assert int(inner(true, written.cameras[frame.name]).sum()) > 20
+            torch.testing.assert_close(got * downscale, true, atol=1e-3, rtol=0, equal_nan=True)
+            cropped = frame.camera.cropped(3, 2, 9, 8)
+            torch.testing.assert_close(cropped.project(points)[0] + torch.tensor([3.0, 2.0]), got, equal_nan=True)
+
+
+def test_photographs_show_points_where_the_truth_says(written):
+    for downscale in (1, 2):
+        scene = open_scene(written.root, downscale=downscale, masks=MaskUse.NONE)
+        points = in_scene(scene)
+        for frame in scene.frames:
+            true = written.cameras[frame.name].project(POINTS)[0].float()
+            kept = inner(true, written.cameras[frame.name], 1.5 * downscale)
+            pixels = frame.camera.project(points)[0]
+            off = (shown_at(frame, pixels) - true)[kept]
+            assert float(off.abs().max()) < TOLERANCE + 1e-3
+            if frame.camera.model is not CameraModel.EQUIRECTANGULAR:
+                straight = undistorted(frame)
+                pixels = straight.camera.project(points)[0]
+                kept = kept & inner(pixels, straight.camera)
+                off = (shown_at(straight, pixels) - true)[kept]
+                assert int(kept.sum()) > 10
+                assert float(off.abs().mean()) < TOLERANCE
+
+
+def test_points_reach_the_scene(written):
+    scene = open_scene(written.root)
+    if written.points is None:
+        assert scene.points is None
+        return
+    world = transform_points(scene.scene_to_world, scene.points.double())
+    torch.testing.assert_close(world, written.points, atol=1e-5, rtol=0)
+    assert scene.point_colors.shape == scene.points.shape
+    assert bool((scene.point_colors[:, 0] == 1).all())
+    assert float(scene.points.abs().max()) < 2
+
+
+def test_the_same_by_the_path_of_a_file(written):
+    for name in ("reconstruction.json", "cameras_sphere.npz", "poses_bounds.npy", "cameras.xml", "transforms.json"):
+        path: Path = written.root / name
+        if path.is_file():
+            a, b = open_scene(path), open_scene(written.root)
+            for x, y in zip(a.frames, b.frames, strict=True):
+                assert torch.equal(x.camera.camera_to_world, y.camera.camera_to_world)
+                assert torch.equal(x.camera.K, y.camera.K)
