@@ -12,6 +12,7 @@ import pkgutil
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -173,13 +174,18 @@ def open_scene(path: str | Path, options: LoadOptions | None = None, **changes: 
     if options.downscale < 1:
         raise SceneError(f"open_scene: downscale: expected 1 or more, got {options.downscale}")
     root = Path(path)
+    return find_format(root).load(root, options)
+
+
+def find_format(root: Path) -> ModuleType:
+    """The module that reads this data set. Raises SceneError if there is none."""
     formats = [importlib.import_module(f"{__package__}.{m.name}") for m in pkgutil.iter_modules(_folder())]
     formats = [m for m in formats if hasattr(m, "matches")]
     # A file of finished poses beats what would have to be computed or guessed from the same folder.
     formats.sort(key=lambda m: (-getattr(m, "PREFERENCE", 0), m.__name__))
     for module in formats:
         if module.matches(root):
-            return module.load(root, options)
+            return module
     if not root.exists():
         raise SceneError(
             f"{root}: expected a folder with a data set, found nothing there; check the path, or use `demo`"
@@ -188,7 +194,8 @@ def open_scene(path: str | Path, options: LoadOptions | None = None, **changes: 
         raise SceneError(f"{root}: expected a data set, found an empty folder; put images and transforms.json there")
     known = ", ".join(m.__name__.rsplit(".", 1)[-1] for m in formats)
     raise SceneError(
-        f"{root}: expected a data set of a known format ({known}), found none; is transforms.json missing?"
+        f"{root}: expected a data set of a known format ({known}), found none; are its cameras missing "
+        "(transforms.json, or sparse/0 of COLMAP)? docs/data.md says where each format has them"
     )
 
 
