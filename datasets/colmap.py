@@ -25,7 +25,7 @@ from .photo_folders import PhotoFolder, choose_folder, is_photo
 from .scene import LoadOptions, Scene, SceneError
 
 PREFERENCE = 7
-INSIDE = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/0/sparse", "dense/sparse", "")
+INSIDE = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/0/sparse", "dense/sparse", "0", "")
 LARGE_ERROR = 4.0  # times the median
 
 

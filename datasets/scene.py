@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..geometry.cameras import Camera
 from ..geometry.types import Aabb, Mesh, Pixels
+from .normalize import up_direction
 
 GIB = 1 << 30
 
@@ -147,8 +148,8 @@ class Scene:
 
     @property
     def up(self) -> Tensor:
-        """(3,) unit: the mean of the cameras' upward axes."""
-        return torch.nn.functional.normalize(torch.stack([f.camera.up for f in self.frames]).mean(0), dim=0)
+        """(3,) unit: upwards in the photographs (``normalize.up_direction``)."""
+        return up_direction(torch.stack([f.camera.camera_to_world for f in self.frames])).float()
 
     def cameras_seeing(self, points: Tensor) -> Tensor:
         """Points (N, 3) in the scene's frame -> (N,) int64: how many training images they project into."""

@@ -779,7 +779,8 @@ def test_masks_and_depths_of_another_size(tmp_path):
     data = capture(tmp_path, 3)
     save(tmp_path / "small.png", np.zeros((5, 6), np.uint8))
     write(tmp_path, {**data, "frames": [dict(f, mask_path="small.png") for f in data["frames"]]})
-    for use in MaskUse:
+    assert open_scene(tmp_path, masks=MaskUse.NONE).frames[0].mask is None
+    for use in (MaskUse.IGNORE, MaskUse.ALPHA, MaskUse.IGNORE_WHITE):
         with pytest.raises(SceneError, match=r"small.png: expected the image's size 24 x 24, got 6 x 5; resize it"):
             open_scene(tmp_path, masks=use)
     np.save(tmp_path / "d.npy", np.zeros((3, 4, 5)))
