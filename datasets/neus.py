@@ -117,7 +117,7 @@ def _matrices(file: Path) -> tuple[list[np.ndarray], np.ndarray]:
     world = {int(k[10:]): m for k, m in found.items() if k.startswith("world_mat_") and k[10:].isdigit()}
     wrong = [k for k, m in found.items() if k.startswith(("world_mat", "scale_mat")) and m.shape != (4, 4)]
     if not world or sorted(world) != list(range(len(world))) or wrong:
-        got = f"{wrong[0]} of shape {found[wrong[0]].shape}" if wrong else f"numbers {sorted(world)[:9]}"
+        got = f"{wrong[0]} of shape {found[wrong[0]].shape}" if wrong else f"numbers {sorted(world)[:12]}"
         raise SceneError(
             f"{file}: expected matrices world_mat_0, world_mat_1, ... of 4 x 4, got {got}; export the file again"
         )
