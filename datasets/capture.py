@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry.cameras import Camera
+from ..geometry.cameras import Camera, downscaled_size
 from ..geometry.transforms import similarity_inverse, transform_points, transform_poses
 from ..geometry.types import Aabb
 from . import depths, images
@@ -189,16 +189,26 @@ def _read_frame(shot: Shot, options: LoadOptions, blind: Tensor | None) -> Frame
     if alphas is not None and int(alphas.min()) == 255:
         alphas = None  # an alpha channel that says nothing
     mask = None
-    if shot.mask is not None and options.masks is MaskUse.ALPHA:
-        alphas = images.read_silhouette(shot.mask, downscale)
-        _check_size(shot.mask, alphas, camera)
-    elif shot.mask is not None:
-        mask = images.read_mask(shot.mask, downscale, white_counts=options.masks is not MaskUse.IGNORE_WHITE)
-        _check_size(shot.mask, mask, camera)
+    if shot.mask is not None:
+        factor = _mask_factor(shot.mask, camera, downscale)
+        if options.masks is MaskUse.ALPHA:
+            alphas = images.read_silhouette(shot.mask, factor)
+            _check_size(shot.mask, alphas, camera)
+        else:
+            mask = images.read_mask(shot.mask, factor, white_counts=options.masks is not MaskUse.IGNORE_WHITE)
+            _check_size(shot.mask, mask, camera)
     if blind is not None:
         mask = ~blind if mask is None else mask & ~blind
     ray_depths = None if shot.depth is None else _ray_depths(shot, shot.depth, camera, downscale)
     return Frame(shot.name, camera, colors, shot.split, alphas, mask, ray_depths, image_path=shot.image)
+
+
+def _mask_factor(path: Path, camera: Camera, usual: int) -> int:
+    """By how much a mask has to be shrunk: it may be that of the photograph before that was shrunk (images_4)."""
+    facts = images.image_facts(path)
+    factor = max(1, round(facts.width / camera.width))
+    fits = downscaled_size(facts.width, facts.height, factor) == (camera.width, camera.height)
+    return factor if fits else usual
 
 
 def _ray_depths(shot: Shot, path: Path, camera: Camera, downscale: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Masks that lie beside the photographs without being named by a file: which mask belongs to which photograph.
 
-Folders ``masks`` and ``mask`` (``masks_2`` beside ``images_2``), with names as the photographs have them, with another
-ending, or with one added (COLMAP's ``a.jpg.png``); where no name agrees but there are as many, in sorted order (NeuS);
-and instant-ngp's ``dynamic_mask_a.png`` beside ``a.jpg``. What black and white mean, ``MaskUse`` says.
+Folders ``masks`` and ``mask`` (``masks_2`` first for ``images_2``), with names as the photographs have them, another
+ending, or one added (COLMAP's ``a.jpg.png``); where no name agrees but there are as many, in sorted order (NeuS); and
+instant-ngp's ``dynamic_mask_a.png`` beside ``a.jpg``. What black and white mean, ``MaskUse`` says.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def with_masks(
     if any(found):
         shots = [replace(s, mask=m) for s, m in zip(shots, found, strict=True)]
         return shots, ("dynamic_mask_* files are read as masks; where white is to be ignored: --masks ignore-white",)
-    folder = next((root / (f + suffix) for f in FOLDERS if (root / (f + suffix)).is_dir()), None)
+    folders = [root / (name + ending) for ending in dict.fromkeys((suffix, "")) for name in FOLDERS]
+    folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:
         return list(shots), ()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())

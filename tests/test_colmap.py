@@ -145,6 +145,32 @@ def test_masks_are_found(tmp_path, ending):
     assert frame.alphas is None
 
 
+def test_masks_of_the_images_before_they_were_shrunk(tmp_path):
+    written = write_colmap(tmp_path)
+    for name, camera in written.cameras.items():
+        paint(tmp_path / "images_2" / name, camera.width // 2, camera.height // 2)
+        mask = np.full((camera.height, camera.width), 255, np.uint8)
+        mask[:4] = 0
+        path = tmp_path / "masks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    for downscale in (1, 2, 4):
+        frame = open_scene(tmp_path, downscale=downscale).frames[0]
+        rows = 4 // downscale
+        assert not frame.mask[:rows].any()
+        assert frame.mask[rows:].all()
+
+
+def test_colmap_before_llff_unless_its_images_are_missing(tmp_path):
+    WRITERS["llff"][0](tmp_path)
+    write_colmap(tmp_path)
+    assert find_format(tmp_path) is colmap
+    (tmp_path / "sparse/0/images.txt").unlink()
+    assert find_format(tmp_path) is llff
+    shutil.rmtree(tmp_path / "images")
+    assert len(llff.read(tmp_path, OPTIONS).points) == 37
+
+
 def test_dynamic_masks_of_instant_ngp(tmp_path):
     WRITERS["transforms_json"][0](tmp_path)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
