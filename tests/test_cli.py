@@ -46,7 +46,10 @@ def test_unknown_public_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fry"], "polyfield: verb: expected one of convert, doctor, evaluate, extract, fit, render, view, got 'fry'"),
+        (
+            ["fry"],
+            "verb: expected one of cameras, convert, doctor, evaluate, extract, fit, inspect, render, view, got 'fry'",
+        ),
         (["fit", "npg", "demo"], "fit: recipe: expected one of ngp, splat, splat_classic, splat_mip, got 'npg'"),
         (["fit"], "fit: recipe: expected one of the above, got nothing"),
         (["fit", "ngp", "/nowhere/at/all"], "/nowhere/at/all"),

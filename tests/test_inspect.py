@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from polyfield.apps import __main__
 from polyfield.apps.commands.inspect import warnings
+from polyfield.apps.errors import UserError
+from polyfield.apps.run import open_run
 from polyfield.datasets.normalize import place_capture, up_direction
 from polyfield.datasets.scene import open_scene
 from polyfield.geometry import Camera
@@ -96,6 +98,21 @@ def test_cameras_of_panoramas_are_none_of_colmaps(tmp_path, capsys):
     assert "expected lenses that COLMAP knows, got EQUIRECTANGULAR; write transforms.json" in capsys.readouterr().err
     assert __main__.main(["cameras", str(tmp_path / "a"), str(tmp_path / "a/t.json")]) == 0
     assert open_scene(tmp_path / "a/t.json").frames[0].camera.model.value == "equirectangular"
+
+
+def test_a_run_remembers_what_its_masks_mean(tmp_path):
+    write_neus(tmp_path / "a")
+    options = ["--steps", "2", "--preview-every", "0", "--device", "cpu", "--run", str(tmp_path / "run")]
+    assert __main__.main(["fit", "ngp", str(tmp_path / "a"), "--masks", "alpha", *options]) == 0
+    assert open_run(tmp_path / "run", "cpu").scene().has_alpha
+    config = tmp_path / "run/config.json"
+    content = json.loads(config.read_text())
+    assert content.pop("masks") == "alpha"
+    config.write_text(json.dumps(content))
+    assert open_run(tmp_path / "run", "cpu").scene().frames[0].mask is not None, "as runs had it before"
+    config.write_text(json.dumps({**content, "masks": "grey"}))
+    with pytest.raises(UserError, match=r"config.json: masks: expected one of ignore, alpha, .*, got 'grey'"):
+        open_run(tmp_path / "run", "cpu")
 
 
 # --- the frame --------------------------------------------------------------------------------------------------------
