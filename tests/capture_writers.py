@@ -287,29 +287,29 @@ def write_scannet(folder: Path) -> Written:
     return Written(folder, cameras)
 
 
-def write_metashape(folder: Path) -> Written:
+def write_metashape(folder: Path, kind: str = "frame") -> Written:
     """Chunk coordinates that a similarity leads to the world; one camera not aligned, one in a group."""
     turn = look_at(torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 2.0, 0.5]).double(), UP)[:3, :3]
     to_world = similarity(2.5, turn, torch.tensor([10.0, -3.0, 1.0]).double())
     to_chunk = torch.linalg.inv(to_world)
     cameras, rows = {}, []
-    for i, camera in enumerate(truth("OPENCV")):
+    for i, camera in enumerate(truth("OPENCV" if kind == "frame" else "OPENCV_FISHEYE")):
         pose = transform_poses(to_chunk, camera.camera_to_world)
         text = " ".join(map(repr, pose.flatten().tolist()))
         row = f'<camera id="{i}" sensor_id="0" component_id="0" label="IMG {i}"><transform>{text}</transform></camera>'
         rows.append(f'<group id="0">{row}</group>' if i == 4 else row)
         paint(folder / f"images/IMG {i}.png")
         cameras[f"IMG {i}.png"] = camera
-    K, (k1, k2, p1, p2) = camera.K, camera.distortion.tolist()
+    K, k = camera.K, camera.distortion.tolist()
     calibration = {
         "f": K[1, 1], "cx": K[0, 2] - WIDTH / 2, "cy": K[1, 2] - HEIGHT / 2, "b1": K[0, 0] - K[1, 1],
-        "k1": k1, "k2": k2, "p1": p2, "p2": p1,
+        **dict(zip(("k1", "k2", "p2", "p1") if kind == "frame" else ("k1", "k2", "k3", "k4"), k, strict=True)),
     }  # fmt: skip
     fields = "".join(f"<{name}>{float(value)!r}</{name}>" for name, value in calibration.items())
     matrix = " ".join(map(repr, turn.flatten().tolist()))
     (folder / "cameras.xml").write_text(
         '<?xml version="1.0" encoding="UTF-8"?>\n<document version="2.0.0"><chunk label="Chunk 1" enabled="true">'
-        f'<sensors><sensor id="0" type="frame"><resolution width="{WIDTH}" height="{HEIGHT}"/>'
+        f'<sensors><sensor id="0" type="{kind}"><resolution width="{WIDTH}" height="{HEIGHT}"/>'
         f'<calibration type="frame" class="initial"><f>1</f></calibration>'
         f'<calibration type="frame" class="adjusted">{fields}</calibration></sensor></sensors>'
         f"<cameras>{''.join(rows)}<camera id='99' sensor_id='0' label='IMG 99'/></cameras>"
@@ -372,7 +372,7 @@ WRITERS = {
     "polycam": (write_polycam,),
     "record3d": (write_record3d,),
     "scannet": (write_scannet,),
-    "metashape": (write_metashape,),
+    "metashape": (write_metashape, lambda f: write_metashape(f, "fisheye")),
     "transforms_json": (write_nerfstudio,),
 }  # fmt: skip
 CASES = [(name, i) for name, writers in WRITERS.items() for i in range(len(writers))]

@@ -1,15 +1,29 @@
 """Every format, on a capture whose cameras are known: points fall where the truth says, however images are treated."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from polyfield.datasets.scene import MaskUse, open_scene
+from polyfield.datasets import polycam, scannet
+from polyfield.datasets.scene import LoadOptions, MaskUse, open_scene
 from polyfield.datasets.undistort import undistorted
 from polyfield.geometry import CameraModel
 from polyfield.geometry.transforms import similarity_inverse, transform_points
 
-from tests.capture_writers import CASES, WRITERS, some_points
+from tests.capture_writers import (
+    CASES,
+    HEIGHT,
+    WIDTH,
+    WRITERS,
+    some_points,
+    write_opensfm,
+    write_polycam,
+    write_record3d,
+    write_scannet,
+)
 
 POINTS = torch.from_numpy(some_points(60))
 TOLERANCE = 0.05  # pixels
@@ -101,3 +115,43 @@ def test_the_same_by_the_path_of_a_file(written):
             for x, y in zip(a.frames, b.frames, strict=True):
                 assert torch.equal(x.camera.camera_to_world, y.camera.camera_to_world)
                 assert torch.equal(x.camera.K, y.camera.K)
+
+
+def test_record3d_depths_and_intrinsics_of_each_photograph(tmp_path):
+    exr = pytest.importorskip("OpenEXR")
+    root = write_record3d(tmp_path / "a").root
+    (root / "depth").mkdir()
+    for i in range(12):
+        depth = np.full((10, 12), 3.5, np.float32)
+        with exr.File({"compression": exr.ZIP_COMPRESSION, "type": exr.scanlineimage}, {"R": depth}) as file:
+            file.write(str(root / f"depth/{i}.exr"))
+    data = json.loads((root / "metadata.json").read_text())
+    data |= {"dw": 12, "dh": 10, "perFrameIntrinsicCoeffs": [[20.0 + i, 21.0 + i, 12.0, 10.0] for i in range(12)]}
+    (root / "metadata.json").write_text(json.dumps(data))
+    scene = open_scene(root)
+    for frame in scene.frames:
+        number = int(frame.name.removesuffix(".png"))
+        assert frame.camera.K[0, 0] == 20 + number
+        middle = frame.depths[HEIGHT // 2, WIDTH // 2] * float(scene.scene_to_world[0, 0])
+        assert float(middle) == pytest.approx(3.5, rel=0.01)
+
+
+def test_polycam_corrected_keyframes_are_preferred(tmp_path):
+    root = write_polycam(tmp_path / "a").root
+    assert "no corrected_cameras" in polycam.read(root, LoadOptions()).warnings[0]
+    for part in ("cameras", "images"):
+        shutil.copytree(root / f"keyframes/{part}", root / f"keyframes/corrected_{part}")
+    for file in (root / "keyframes/corrected_cameras").glob("*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fx": 30.0}))
+    assert {float(f.camera.K[0, 0]) for f in open_scene(root).frames} == {30.0}
+
+
+def test_opensfm_inside_a_project_of_opendronemap(tmp_path):
+    write_opensfm(tmp_path / "odm/opensfm")
+    assert len(open_scene(tmp_path / "odm").frames) == 9
+
+
+def test_scannet_leaves_out_lost_poses_and_says_so(tmp_path):
+    root = write_scannet(tmp_path / "a").root
+    assert scannet.read(root, LoadOptions()).warnings == ("1 photographs without a finite pose are left out",)
+    assert [f.name for f in open_scene(root).frames][:4] == ["0.png", "1.png", "2.png", "3.png"]
