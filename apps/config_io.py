@@ -47,7 +47,13 @@ def from_json(kind: Any, data: Any, where: str = "config") -> Any:
         return from_json(next(a for a in arguments if a is not type(None)), data, where)
     if origin is tuple:
         return tuple(from_json(arguments[0], v, where) for v in data)
-    if isinstance(kind, type) and issubclass(kind, (enum.Enum, Path)):
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(data)
+        except ValueError:
+            known = ", ".join(str(choice.value) for choice in kind)
+            raise UserError(f"{where}: expected one of {known}, got {data!r}") from None
+    if isinstance(kind, type) and issubclass(kind, Path):
         return kind(data)
     if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)

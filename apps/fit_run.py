@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..datasets import demo
-from ..datasets.scene import Scene
+from ..datasets.scene import MaskUse, Scene
 from .devices import choose_device, describe, enough_memory
 from .errors import UserError
 from .fit import Budget, Job, fit
@@ -36,6 +36,8 @@ class Options:
     """Fit for this long instead of a number of steps."""
     downscale: int = 1
     """Shrink the photographs by this factor."""
+    masks: MaskUse = MaskUse.IGNORE
+    """What masks mean: black pixels do not count (ignore), are empty (alpha), white ones do not count, or nothing."""
     seed: int = 0
     """Two runs with the same seed, steps and threads are identical."""
     threads: int | None = None
@@ -160,11 +162,12 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
                 raise UserError(f"fit: --resume: {folder} has {what} {was}, not {now}; choose another --run")
         if options.steps is not None or options.seconds is not None:
             asked = replace(asked, steps=options.steps, seconds=options.seconds)
-        return asked, open_data(source, asked.downscale), False
+        return asked, open_data(source, asked.downscale, asked.masks), False
     _check_free(folder, options.overwrite)
-    scene = open_data(source, options.downscale)
+    scene = open_data(source, options.downscale, options.masks)
     steps = options.steps or (None if options.seconds else config.default_steps)
-    asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, SceneFacts.of(scene))
+    facts = SceneFacts.of(scene)
+    asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, facts, options.masks)
     return asked, scene, True
 
 

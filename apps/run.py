@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import polyfield
 
 from ..datasets import demo
-from ..datasets.scene import LoadOptions, Scene, open_scene
+from ..datasets.scene import LoadOptions, MaskUse, Scene, open_scene
 from ..renderers.volume import VolumeRenderer
 from . import discover
 from .checkpoint import load_tensors, save_tensors, write_whole
@@ -74,6 +74,7 @@ class Asked:
     steps: int | None  # the budget: steps or seconds
     seconds: float | None
     facts: SceneFacts
+    masks: MaskUse = MaskUse.IGNORE
 
     def save(self, folder: Path) -> None:
         content = {
@@ -104,6 +105,7 @@ class Asked:
                 steps=content["steps"],
                 seconds=content["seconds"],
                 facts=_facts(content["facts"]),
+                masks=from_json(MaskUse, content.get("masks", "ignore"), f"{path}: masks"),
             )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
@@ -147,14 +149,13 @@ class Run:
 
     def scene(self) -> Scene:
         """The photographs it was fitted to, read again from where they were."""
-        return self.asked.config.prepare(open_data(self.asked.data, self.asked.downscale))
+        return self.asked.config.prepare(open_data(self.asked.data, self.asked.downscale, self.asked.masks))
 
 
-def open_data(data: str, downscale: int) -> Scene:
+def open_data(data: str, downscale: int, masks: MaskUse = MaskUse.IGNORE) -> Scene:
     """What a run is, or was, fitted to: an absolute path, or a built-in scene's name, which no folder hides."""
-    if data == demo.NAME:
-        return demo.load(Path(data), LoadOptions(downscale=downscale))
-    return open_scene(data, downscale=downscale)
+    options = LoadOptions(downscale=downscale, masks=masks)
+    return demo.load(Path(data), options) if data == demo.NAME else open_scene(data, options)
 
 
 def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

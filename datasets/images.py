@@ -76,10 +76,13 @@ def read_image(path: Path, downscale: int = 1) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(colors.copy()), None if alphas is None else torch.from_numpy(alphas.copy())
 
 
-def read_mask(path: Path, downscale: int = 1) -> Tensor:
-    """(H, W) bool: brighter than half (or, in an image with alpha only, opaque). Shrunk, a pixel counts if all do."""
-    grey = _read_grey(path)
-    return torch.from_numpy(_mean(grey >= 128, downscale) > 1 - 1e-4)
+def read_mask(path: Path, downscale: int = 1, *, white_counts: bool = True) -> Tensor:
+    """(H, W) bool: brighter than half (or, in an image with alpha only, opaque). Shrunk, a pixel counts if all do.
+
+    ``white_counts`` False: what is darker counts.
+    """
+    counts = (_read_grey(path) >= 128) == white_counts
+    return torch.from_numpy(_mean(counts, downscale) > 1 - 1e-4)
 
 
 def read_silhouette(path: Path, downscale: int = 1) -> Tensor:

@@ -60,6 +60,7 @@ def place_capture(cameras: Sequence[Camera], near_far: tuple[float, float] | Non
     Around a subject: the sphere about the focus that every camera sees. Forward-facing: the middle of the depth range,
     in disparity. Otherwise (walking through rooms): all camera positions.
     """
+    cameras = together(cameras)
     positions, forwards = _axes(cameras)
     point, certainty = focus_point(positions, forwards)
     toward = point - positions
@@ -80,6 +81,34 @@ def place_capture(cameras: Sequence[Camera], near_far: tuple[float, float] | Non
     center = (positions.min(0).values + positions.max(0).values) / 2
     half = float((positions - center).abs().max())
     return Placement(center, half * 1.25 if half > 0 else 1.0, CASCADES_OUTSIDE)
+
+
+def together(cameras: Sequence[Camera], limit: float = 8.0) -> Sequence[Camera]:
+    """Without those that lie ``limit`` times farther from the median position than usual: their poses went wrong."""
+    positions, _ = _axes(cameras)
+    distance = (positions - positions.median(0).values).norm(dim=-1)
+    near = distance <= limit * distance.median()
+    kept = [c for c, is_near in zip(cameras, near.tolist(), strict=True) if is_near]
+    return kept if len(kept) * 3 >= len(cameras) * 2 else cameras
+
+
+def up_direction(poses: Tensor) -> Tensor:
+    """Camera-to-world poses (V, 4, 4) of upright photographs -> (3,) unit, upwards.
+
+    The direction across all images' horizontal axes, which looking up or down does not turn; cameras held askew or
+    on end weigh little. Where the horizontal axes do not fix it (all looking one way), the mean upward axis.
+    """
+    poses = poses.double()
+    across, mean = poses[:, :3, 0], torch.nn.functional.normalize(-poses[:, :3, 1].mean(0), dim=0)
+    up, weights = mean, torch.ones(len(poses), dtype=torch.float64)
+    for _ in range(20):
+        spread, axes = torch.linalg.eigh((weights[:, None, None] * across[:, :, None] * across[:, None, :]).sum(0))
+        if float(spread[1]) < 0.05 * float(spread[2]):
+            return mean
+        up = axes[:, 0] * torch.sign(axes[:, 0] @ mean)
+        leaning = (across @ up).abs()
+        weights = 1 / (1 + (leaning / (2 * leaning.median().clamp_min(0.01))) ** 2)
+    return up if float(up @ mean) > 0.3 else mean
 
 
 def is_nerf_synthetic(cameras: Sequence[Camera]) -> bool:

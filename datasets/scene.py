@@ -12,12 +12,14 @@ import pkgutil
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..geometry.cameras import Camera
 from ..geometry.types import Aabb, Mesh, Pixels
+from .normalize import up_direction
 
 GIB = 1 << 30
 
@@ -41,6 +43,10 @@ class MaskUse(Enum):
     """Black pixels do not count, neither in fitting nor in metrics (nerfstudio's convention)."""
     ALPHA = "alpha"
     """Black pixels are empty: the mask is the object's silhouette (NeuS's convention)."""
+    IGNORE_WHITE = "ignore-white"
+    """White pixels do not count (the convention of instant-ngp's dynamic masks)."""
+    NONE = "none"
+    """Masks are not read."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,8 @@ class Scene:
 
     @property
     def up(self) -> Tensor:
-        """(3,) unit: the mean of the cameras' upward axes."""
-        return torch.nn.functional.normalize(torch.stack([f.camera.up for f in self.frames]).mean(0), dim=0)
+        """(3,) unit: upwards in the photographs (``normalize.up_direction``)."""
+        return up_direction(torch.stack([f.camera.camera_to_world for f in self.frames])).float()
 
     def cameras_seeing(self, points: Tensor) -> Tensor:
         """Points (N, 3) in the scene's frame -> (N,) int64: how many training images they project into."""
@@ -169,13 +175,18 @@ def open_scene(path: str | Path, options: LoadOptions | None = None, **changes: 
     if options.downscale < 1:
         raise SceneError(f"open_scene: downscale: expected 1 or more, got {options.downscale}")
     root = Path(path)
+    return find_format(root).load(root, options)
+
+
+def find_format(root: Path) -> ModuleType:
+    """The module that reads this data set. Raises SceneError if there is none."""
     formats = [importlib.import_module(f"{__package__}.{m.name}") for m in pkgutil.iter_modules(_folder())]
     formats = [m for m in formats if hasattr(m, "matches")]
     # A file of finished poses beats what would have to be computed or guessed from the same folder.
     formats.sort(key=lambda m: (-getattr(m, "PREFERENCE", 0), m.__name__))
     for module in formats:
         if module.matches(root):
-            return module.load(root, options)
+            return module
     if not root.exists():
         raise SceneError(
             f"{root}: expected a folder with a data set, found nothing there; check the path, or use `demo`"
@@ -184,7 +195,8 @@ def open_scene(path: str | Path, options: LoadOptions | None = None, **changes: 
         raise SceneError(f"{root}: expected a data set, found an empty folder; put images and transforms.json there")
     known = ", ".join(m.__name__.rsplit(".", 1)[-1] for m in formats)
     raise SceneError(
-        f"{root}: expected a data set of a known format ({known}), found none; is transforms.json missing?"
+        f"{root}: expected a data set of a known format ({known}), found none; are its cameras missing "
+        "(transforms.json, or sparse/0 of COLMAP)? docs/data.md says where each format has them"
     )
 
 

@@ -8,11 +8,9 @@ and ``applied_scale`` are undone on the way to world units.
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,16 @@ import torch
 from torch import Tensor
 
 from ..geometry.cameras import Camera, intrinsics
-from ..geometry.transforms import opengl_to_opencv, similarity_inverse, similarity_scale, transform_poses
-from ..geometry.types import Aabb, CameraModel
-from . import depths, images
-from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
-from .normals import Axes, read_normals
-from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
+from ..geometry.transforms import opengl_to_opencv, similarity_inverse
+from ..geometry.types import CameraModel
+from . import images, opensfm
+from .capture import Capture, Shot, build, rigid_pose
+from .json_files import read_json
+from .masks import with_masks
+from .normalize import Placement
+from .normals import Axes
+from .point_files import read_points
+from .scene import LoadOptions, Scene, SceneError, Split
 
 PREFERENCE = 10
 SPLIT_FILES = {f"transforms_{s.value}.json": s for s in Split}
@@ -45,70 +47,46 @@ MODELS = {
 }
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A frame of the JSON, checked, before its image is decoded."""
-
-    name: str
-    camera: Camera
-    split: Split
-    image: Path
-    channels: int
-    mask: Path | None
-    depth: Path | None
-    depth_unit: float | None
-    normal: Path | None
-    normal_axes: Axes
-    near_far: tuple[float, float] | None
-
-
 def matches(root: Path) -> bool:
-    """A JSON file, or a folder with ``transforms.json`` or ``transforms_train.json``."""
-    return (root.is_file() and root.suffix == ".json") or bool(_files(root))
+    """A JSON file of ours, or a folder with ``transforms.json`` or ``transforms_train.json``."""
+    return root.suffix == ".json" and root.name != opensfm.FILE if root.is_file() else bool(_files(root))
 
 
 def load(root: Path, options: LoadOptions) -> Scene:
     """Read the capture. Raises SceneError naming the file and the remedy."""
+    return build(read(root, options), options, root)
+
+
+def read(root: Path, options: LoadOptions) -> Capture:
+    """What the JSON says; frames in sorted order of their paths, train before val and test if they have own files."""
     files = _files(root)
     folder = root if root.is_dir() else root.parent
     contents = [(file, split, _read_json(file)) for file, split in files]
-    entries = [e for file, split, data in contents for e in _entries(folder, file, split, data)]
-    if len(entries) < 2:
-        raise SceneError(f"{files[0][0]}: expected two frames or more, got {len(entries)}; one view holds no depth")
-    entries = _hold_out(entries, len(files) > 1, options.hold_out)
-    bytes_needed = sum(_memory(e, options) for e in entries)
-    images.check_memory(bytes_needed, options.max_memory, options.downscale, files[0][0])
-    blind = _blind_pixels(entries, options.downscale)
-    frames = images.in_threads(lambda e: _read_frame(e, options, blind[_lens_key(e.camera)]), entries)
-    head = contents[0][2]
-    background = None if any(f.alphas is not None for f in frames) else plain_background(frames)
-    with images.one_torch_thread():
-        placement = _place(folder, head, entries, frames, background)
-    scene_to_json = placement.scene_to_world
-    json_to_scene = similarity_inverse(scene_to_json)
-    moved = tuple(_move(f, json_to_scene, 1 / placement.half) for f in frames)
-    return Scene(
+    shots = [shot for file, split, data in contents for shot in _shots(folder, file, split, data)]
+    file, _, head = contents[0]
+    warnings: tuple[str, ...] = ()
+    if all(shot.mask is None for shot in shots):
+        shots, warnings = with_masks(folder, shots, [s.image for s in shots])
+    points, colors = _points(folder, file, head)
+    return Capture(
+        format="transforms.json (nerfstudio, instant-ngp, Blender)",
         name=root.resolve().name if root.is_dir() else root.stem,
-        frames=moved,
-        scene_to_world=_applied_inverse(files[0][0], head) @ scene_to_json,
-        bounds=Aabb.cube(2.0 ** (placement.cascades - 1)),
-        cascades=placement.cascades,
-        near=_near(moved, entries, placement),
-        background=background,
-        source=root,
+        source=file,
+        shots=tuple(shots),
+        to_world=_applied_inverse(file, head),
+        splits_stated=len(files) > 1,
+        placement=_instant_ngp(str(file), head) if "aabb_scale" in head else None,
+        unit_sphere=(folder / "cameras_sphere.npz").is_file(),
+        points=points,
+        point_colors=colors,
+        warnings=warnings,
     )
 
 
-def plain_background(frames: list[Frame]) -> Tensor | None:
-    """(3,) the colour of the images' rims if they all have one (98 % of the rim within 3 of 255), else None."""
-    rims = [
-        torch.cat([f.colors[0], f.colors[-1], f.colors[:, 0], f.colors[:, -1]]).short()
-        for f in frames[:: max(1, len(frames) // 32)]
-    ]
-    color = torch.cat(rims).median(0).values
-    if all(((rim - color).abs() <= 3).all(-1).double().mean() >= 0.98 for rim in rims):
-        return color.float() / 255
-    return None
+def _points(folder: Path, file: Path, head: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """The points (N, 3) that nerfstudio's ``ply_file_path`` names, in the frame of the poses, and their colours."""
+    named = head.get("ply_file_path")
+    return (None, None) if named is None else read_points(_inside(folder, str(file), "ply_file_path", named))
 
 
 def _files(root: Path) -> list[tuple[Path, Split | None]]:
@@ -127,12 +105,7 @@ def _files(root: Path) -> list[tuple[Path, Split | None]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SceneError(f"{file}: expected JSON, got {error}; export it again") from None
-    except OSError as error:
-        raise SceneError(f"{file}: expected a readable file, got {error}") from None
+    data = read_json(file)
     if not isinstance(data, dict) or not isinstance(data.get("frames"), list):
         raise SceneError(f"{file}: expected an object with a list `frames`, found none; is it a transforms.json?")
     if not all(isinstance(frame, dict) for frame in data["frames"]):
@@ -140,31 +113,24 @@ def _read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _entries(folder: Path, file: Path, split: Split | None, data: Mapping[str, Any]) -> list[_Entry]:
+def _shots(folder: Path, file: Path, split: Split | None, data: Mapping[str, Any]) -> list[Shot]:
     """All frames of one file in sorted order of their paths."""
     splits: dict[str, Split] = {}
     for named in Split:
         for path in data.get(f"{named.value}_filenames", ()):
             splits[posixpath.normpath(str(path).replace("\\", "/"))] = named
     frames = sorted(data["frames"], key=lambda f: str(f.get("file_path", "")))
-    entries = []
+    shots = []
     for frame in frames:
         name = posixpath.normpath(str(frame.get("file_path", "")).replace("\\", "/"))
         kind = split or splits.get(name)
         if splits and split is None and kind is None:
             continue  # the data set names its splits and leaves this frame out
-        entries.append(_entry(folder, file, {**data, **frame}, kind))
-    return entries
+        shots.append(_shot(folder, file, {**data, **frame}, kind))
+    return shots
 
 
-def _hold_out(entries: list[_Entry], by_file: bool, every: int) -> list[_Entry]:
-    """Every so many-th frame becomes a test view, unless the data set said which."""
-    if by_file or every < 1 or any(e.split is not Split.TRAIN for e in entries):
-        return entries
-    return [replace(e, split=Split.TEST) if i % every == 0 else e for i, e in enumerate(entries)]
-
-
-def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | None) -> _Entry:
+def _shot(folder: Path, file: Path, values: Mapping[str, Any], split: Split | None) -> Shot:
     what = f"{file}: frame {values.get('file_path', '?')}"
     image = _image_path(folder, what, values)
     facts = images.image_facts(image)
@@ -178,7 +144,7 @@ def _entry(folder: Path, file: Path, values: Mapping[str, Any], split: Split | N
         raise SceneError(f"{what}: depth_unit_scale_factor: expected more than 0, got {unit:g}; correct or remove it")
     files = {key: values.get(key) for key in ("mask_path", "depth_file_path", "normal_file_path")}
     mask, depth, normal = (None if v is None else _inside(folder, what, k, v) for k, v in files.items())
-    return _Entry(
+    return Shot(
         name=str(values["file_path"]),
         camera=_camera(what, values, facts),
         split=split or Split.TRAIN,
@@ -236,7 +202,7 @@ def _number(what: str, values: Mapping[str, Any], key: str, default: float | Non
 
 def _camera(what: str, values: Mapping[str, Any], image: images.ImageFacts) -> Camera:
     width, height = image.width, image.height
-    pose = _pose(what, values.get("transform_matrix"))
+    pose = opengl_to_opencv(rigid_pose(f"{what}: transform_matrix", values.get("transform_matrix")))
     for key, got in (("w", width), ("h", height)):
         stated = _number(what, values, key)
         if stated is not None and round(stated) != got:
@@ -289,158 +255,6 @@ def _lens(what: str, values: Mapping[str, Any]) -> tuple[CameraModel, list[float
         full = [k[0], k[1], p[0], p[1], k[2], *k[3:]]
         return model, full if any(k[3:]) else full[:5] if k[2] else full[:4]
     return (CameraModel.PINHOLE if model is CameraModel.OPENCV else model), None
-
-
-def _pose(what: str, rows: Any) -> Tensor:
-    """Camera-to-world (4, 4) float64, OpenCV axes, exactly rigid."""
-    try:
-        matrix = torch.tensor(rows, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        matrix = torch.empty(0)
-    if tuple(matrix.shape) not in ((4, 4), (3, 4)):
-        raise SceneError(
-            f"{what}: transform_matrix: expected 4 x 4 numbers, got {str(rows)[:60]}; export the file again"
-        )
-    if not bool(matrix.isfinite().all()):
-        raise SceneError(f"{what}: transform_matrix: expected finite numbers, got NaN or infinity; remove the frame")
-    if matrix.shape[0] == 3:
-        matrix = torch.cat([matrix, matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
-    rotation = matrix[:3, :3]
-    u, singular, vt = torch.linalg.svd(rotation)
-    off = float((singular - 1).abs().max())
-    if off > 1e-2 or float(torch.linalg.det(rotation)) <= 0 or matrix[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
-        raise SceneError(
-            f"{what}: transform_matrix: expected a rotation and a shift, got scales {singular[0]:.3g}, "
-            f"{singular[1]:.3g}, {singular[2]:.3g} and determinant {float(torch.linalg.det(rotation)):.3g}; "
-            "export rigid camera poses"
-        )
-    matrix[:3, :3] = u @ vt
-    return opengl_to_opencv(matrix)
-
-
-def _lens_key(camera: Camera) -> tuple[object, ...]:
-    """What decides which pixels a camera's lens can see: equal for the frames of one camera."""
-    distortion = () if camera.distortion is None else tuple(camera.distortion.tolist())
-    return (camera.model, camera.width, camera.height, tuple(camera.K.flatten().tolist()), distortion)
-
-
-def _blind_pixels(entries: list[_Entry], downscale: int) -> dict[tuple[object, ...], Tensor | None]:
-    """Per distinct lens: the pixels (H, W) bool where it sees nothing, None if there are none."""
-    blind: dict[tuple[object, ...], Tensor | None] = {}
-    for entry in entries:
-        key = _lens_key(entry.camera)
-        if key not in blind:
-            camera = entry.camera.downscaled(downscale)
-            seen = camera.sees().reshape(camera.height, camera.width)
-            blind[key] = None if bool(seen.all()) else ~seen
-    return blind
-
-
-def _near(frames: tuple[Frame, ...], entries: list[_Entry], placement: Placement) -> float:
-    """A twentieth of the cameras' usual distance from the centre, or just before what the file says is nearest."""
-    near = 0.05 * float(torch.stack([f.camera.position.norm() for f in frames]).median())
-    stated = [e.near_far[0] for e in entries if e.near_far is not None]
-    return max(near, 0.9 * min(stated) / placement.half) if stated else near
-
-
-def _memory(entry: _Entry, options: LoadOptions) -> int:
-    camera = entry.camera.downscaled(options.downscale)
-    per_pixel = entry.channels + (entry.mask is not None)
-    per_pixel += 4 * (entry.depth is not None) + 6 * (entry.normal is not None)
-    return camera.width * camera.height * per_pixel
-
-
-def _read_frame(entry: _Entry, options: LoadOptions, blind: Tensor | None) -> Frame:
-    """Decode one entry; the pose is still the file's. ``blind`` (H, W) is where the lens sees nothing."""
-    camera = entry.camera.downscaled(options.downscale)
-    colors, alphas = images.read_image(entry.image, options.downscale)
-    if alphas is not None and int(alphas.min()) == 255:
-        alphas = None  # an alpha channel that says nothing
-    mask = None
-    if entry.mask is not None and options.masks is MaskUse.ALPHA:
-        alphas = images.read_silhouette(entry.mask, options.downscale)
-        _check_size(entry.mask, alphas, camera)
-    elif entry.mask is not None:
-        mask = images.read_mask(entry.mask, options.downscale)
-        _check_size(entry.mask, mask, camera)
-    if blind is not None:
-        mask = ~blind if mask is None else mask & ~blind
-    ray_depths, normals = _read_depths(entry, options, camera), _read_normals(entry, options, camera)
-    return Frame(entry.name, camera, colors, entry.split, alphas, mask, ray_depths, normals, image_path=entry.image)
-
-
-def _read_depths(entry: _Entry, options: LoadOptions, camera: Camera) -> Tensor | None:
-    """(H, W) along the rays, in the file's units."""
-    if entry.depth is None:
-        return None
-    if not entry.depth.is_file():
-        raise SceneError(f"{entry.depth}: expected depths, found no such file; restore it or remove depth_file_path")
-    z_depths = depths.read_depth(entry.depth, entry.depth_unit, options.downscale)
-    _check_size(entry.depth, z_depths, camera)
-    axis = camera.directions()[:, 2].reshape(camera.height, camera.width).float()
-    return torch.where(axis > 1e-3, z_depths / axis.clamp_min(1e-3), 0.0)
-
-
-def _read_normals(entry: _Entry, options: LoadOptions, camera: Camera) -> Tensor | None:
-    """(H, W, 3) float16 in the file's world."""
-    if entry.normal is None:
-        return None
-    if not entry.normal.is_file():
-        raise SceneError(f"{entry.normal}: expected normals, found no such file; restore it or remove normal_file_path")
-    normals = read_normals(entry.normal, options.downscale)
-    _check_size(entry.normal, normals, camera)
-    if entry.normal_axes is Axes.OPENGL:
-        normals = normals * normals.new_tensor([1.0, -1.0, -1.0])
-    if entry.normal_axes is not Axes.WORLD:
-        normals = normals @ camera.camera_to_world[:3, :3].T.to(normals)
-    return normals.half()
-
-
-def _check_size(path: Path, values: Tensor, camera: Camera) -> None:
-    if tuple(values.shape[:2]) != (camera.height, camera.width):
-        raise SceneError(
-            f"{path}: expected the image's size {camera.width} x {camera.height}, "
-            f"got {values.shape[1]} x {values.shape[0]}; resize it"
-        )
-
-
-def _move(frame: Frame, json_to_scene: Tensor, scale: float) -> Frame:
-    camera = frame.camera
-    pose = transform_poses(json_to_scene, camera.camera_to_world).float()
-    distortion = None if camera.distortion is None else camera.distortion.float()
-    camera = replace(camera, K=camera.K.float(), camera_to_world=pose, distortion=distortion)
-    ray_depths = None if frame.depths is None else frame.depths * scale
-    turn = (json_to_scene[:3, :3] / similarity_scale(json_to_scene)).float()
-    normals = None if frame.normals is None else (frame.normals.float() @ turn.T).half()
-    return replace(frame, camera=camera, depths=ray_depths, normals=normals)
-
-
-def _place(
-    folder: Path, head: Mapping[str, Any], entries: list[_Entry], frames: list[Frame], background: Tensor | None
-) -> Placement:
-    """Where the content is, from what the file says or from the cameras and silhouettes."""
-    cameras = [f.camera for f in frames]
-    if "aabb_scale" in head:
-        return _instant_ngp(entries[0].name, head)
-    if (folder / "cameras_sphere.npz").is_file():  # poses already put the object into the unit sphere (IDR, NeuS)
-        cut_out = all(f.mask is not None or f.alphas is not None for f in frames)
-        return Placement(torch.zeros(3, dtype=torch.float64), 1.0, 1 if cut_out else 5)
-    if any(f.alphas is not None for f in frames) or background is not None:
-        if background is None and is_nerf_synthetic(cameras):
-            return Placement(torch.zeros(3, dtype=torch.float64), 1.5)
-        silhouette: Callable[[Frame], Tensor] = lambda f: _silhouette(f, background)  # noqa: E731
-        return place_object(cameras, [silhouette(f) for f in frames])
-    ranges = [e.near_far for e in entries if e.near_far is not None]
-    near_far = (min(n for n, _ in ranges), max(f for _, f in ranges)) if ranges else None
-    return place_capture(cameras, near_far)
-
-
-def _silhouette(frame: Frame, background: Tensor | None) -> Tensor:
-    if frame.alphas is not None:
-        return frame.alphas >= 128
-    if background is None:
-        return torch.ones(frame.colors.shape[:2], dtype=torch.bool)
-    return ((frame.colors.float() / 255 - background).abs() > 0.04).any(-1)
 
 
 def _instant_ngp(what: str, head: Mapping[str, Any]) -> Placement:

@@ -46,7 +46,10 @@ def test_unknown_public_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fry"], "polyfield: verb: expected one of convert, doctor, evaluate, extract, fit, render, view, got 'fry'"),
+        (
+            ["fry"],
+            "verb: expected one of cameras, convert, doctor, evaluate, extract, fit, inspect, render, view, got 'fry'",
+        ),
         (
             ["fit", "npg", "demo"],
             "expected one of ngp, splat, splat_2d, splat_classic, splat_mip, got 'npg'",

@@ -29,6 +29,8 @@ from polyfield.geometry.transforms import (
     transform_poses,
 )
 
+from tests.capture_writers import WRITERS
+
 UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
 
@@ -115,12 +117,24 @@ def demo_example(_: Path) -> Path:
     return Path("demo")
 
 
+def _rooted(writer):
+    def make(folder: Path) -> Path:
+        return writer(folder / "capture").root
+
+    make.__name__ = getattr(writer, "__name__", "writer").strip("<>")
+    return make
+
+
 # One or more examples per format: a new module without one fails test_every_format_has_an_example.
-EXAMPLES = {"transforms_json": (blender, instant_ngp, nerfstudio), "demo": (demo_example,)}
+EXAMPLES = {
+    **{name: tuple(_rooted(writer) for writer in writers[:1]) for name, writers in WRITERS.items()},
+    "transforms_json": (blender, instant_ngp, nerfstudio),
+    "demo": (demo_example,),
+}
 CASES = [(module, make) for module, makers in EXAMPLES.items() for make in makers]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[make.__name__ for _, make in CASES])
+@pytest.fixture(scope="module", params=CASES, ids=[f"{module}-{make.__name__}" for module, make in CASES])
 def example(request, tmp_path_factory):
     module, make = request.param
     folder = make(tmp_path_factory.mktemp(make.__name__))
@@ -765,7 +779,8 @@ def test_masks_and_depths_of_another_size(tmp_path):
     data = capture(tmp_path, 3)
     save(tmp_path / "small.png", np.zeros((5, 6), np.uint8))
     write(tmp_path, {**data, "frames": [dict(f, mask_path="small.png") for f in data["frames"]]})
-    for use in MaskUse:
+    assert open_scene(tmp_path, masks=MaskUse.NONE).frames[0].mask is None
+    for use in (MaskUse.IGNORE, MaskUse.ALPHA, MaskUse.IGNORE_WHITE):
         with pytest.raises(SceneError, match=r"small.png: expected the image's size 24 x 24, got 6 x 5; resize it"):
             open_scene(tmp_path, masks=use)
     np.save(tmp_path / "d.npy", np.zeros((3, 4, 5)))
