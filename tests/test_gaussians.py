@@ -205,6 +205,22 @@ def test_what_backward_adds_to_is_as_large_as_the_gaussians():
         draw(grad_buffers=(gaussians[0], gaussians[1][:19], *gaussians[2:]))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile_leaves_it_as_it_is():
+    """Sizes depend on data, so the graph breaks here; what comes out does not change."""
+    gaussians, K, pose = scene(50, degree=1, dtype=torch.float32)
+
+    def loss(*inputs):
+        colors = render_gaussians(*(2 * x / 2 for x in inputs), K, pose, 40, 33).colors
+        return colors.sin().sum()
+
+    found = []
+    for call in (loss, torch.compile(loss, backend="eager")):
+        inputs = leaves(gaussians)
+        found.append(torch.autograd.grad(call(*inputs), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_lower_degree_and_no_colors():
     gaussians, K, pose = scene(80, degree=2)
     low = [*gaussians[:4], gaussians[4][:, :4]]
