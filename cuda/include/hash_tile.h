@@ -7,6 +7,7 @@
 // In CUDA a thread takes a sample at one level, or at the few whose features fill what memory moves at a time; a block
 // stays within those levels, whose entries are then in cache. It is compiled for D and F, which the launch states.
 #pragma once
+#include "half.h"
 #include "lane_math.h"
 #include "parallel.h"
 #if !PF_CUDA
@@ -72,8 +73,6 @@ template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resoluti
 
 // ---- short vectors: the F features of one entry -----------------------------------------------------------------------
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
 
 #if PF_CUDA
 

@@ -5,6 +5,7 @@
 // operand is held transposed. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16" and "ldmatrix". What a product leaves is held as
 // a left operand is, so one layer's output, rounded, is the next one's input and never leaves its lane.
 #pragma once
+#include "half.h"
 #include "lane.h"
 #include "parallel.h"
 
@@ -13,8 +14,6 @@
 namespace polyfield {
 
 // What operands are rounded to
-struct BFloat16;
-struct Float16;
 template <class Half> constexpr bool IS_FLOAT16 = false;
 template <> constexpr bool IS_FLOAT16<Float16> = true;
 template <class Half> constexpr uint32_t ONES = IS_FLOAT16<Half> ? 0x3c003c00u : 0x3f803f80u;  // 1, 1
