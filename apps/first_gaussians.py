@@ -25,7 +25,7 @@ class Source(Enum):
     """What the first Gaussians are taken from."""
 
     AUTO = "auto"
-    """The scene's own points if there are any, else a hash-grid fit."""
+    """The scene's own points if there are a quarter of ``count`` or more, else a hash-grid fit."""
     GRID = "grid"
     POINTS = "points"
     MESH = "mesh"
@@ -56,7 +56,8 @@ class FirstGaussians:
         generator = torch.Generator(device).manual_seed(seed)
         source, seconds = self.source, 0.0
         if source is Source.AUTO:
-            source = Source.GRID if scene.points is None else Source.POINTS
+            own = 0 if scene.points is None else len(scene.points)
+            source = Source.POINTS if 4 * own >= self.count else Source.GRID
         if source is Source.RANDOM:
             points, colors = random_points(Aabb.cube(1.0).to(device), self.count, generator)
         elif source is Source.MESH:
