@@ -77,6 +77,7 @@ class Window:
         self.shown_version = -1
         self.shown_divisor = LADDER[-1]
         self.shown_step = -1
+        self.shown_sharpest = False
         self.served = 0.0
 
     @property
@@ -155,6 +156,7 @@ class Loop:
             traceback.print_exc()
         window.painting = None
         window.shown_version, window.shown_divisor, window.shown_step = window.version, 1.0, self.step()
+        window.shown_sharpest = True
         if window.once:
             self.remove(window)
         window.failed(error)
@@ -177,7 +179,7 @@ class Loop:
         best = self.pace.divisor(pixels, LIVE_SECONDS * SHARE_AT_REST) if live else 1.0
         if window.shown_divisor > best:
             return max(sharper(window.shown_divisor), best)
-        if window.shown_step != self.step():
+        if window.shown_step != self.step() or not (live or window.shown_sharpest):
             return best
         return None
 
@@ -223,6 +225,6 @@ class Loop:
             )
         )
         window.shown_version, window.shown_divisor = window.painting_version, window.painting_divisor
-        window.shown_step = window.painting_step
+        window.shown_step, window.shown_sharpest = window.painting_step, sharpest
         if window.once:
             self.remove(window)
