@@ -85,7 +85,7 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     if found is not None:
         job.restore(*found)
     if fresh:
-        _claim(folder, asked)
+        _claim(folder, asked, options.overwrite)
     progress = Progress(scene, budget, _place(job), quiet=not sys.stdout.isatty())
     after = [*asked.config.after_step(), progress, Log(folder)]
     if options.preview_every > 0 and scene.test:
@@ -171,10 +171,11 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
     return asked, scene, True
 
 
-def _claim(folder: Path, asked: Asked) -> None:
-    """Make the run's folder, in the place of a run that may be replaced."""
+def _claim(folder: Path, asked: Asked, overwrite: bool) -> None:
+    """Make the run's folder, in the place of a run that may be replaced; looks again, since preparing takes a while."""
+    _check_free(folder, overwrite)
     try:
-        if folder.is_dir():
+        if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -83,7 +83,7 @@ class SplatRenderer(nn.Module):
                 f"{name}: view: expected no distortion and a lens {known}, got a lens {view.model.value}; "
                 "use undistorted(frame)"
             )
-        fit = self.training and torch.is_grad_enabled()
+        fit = self._fits()
         depths = not fit if depths is None else depths
         median_depths = median_depths and not fit
         with torch.set_grad_enabled(fit):
