@@ -21,7 +21,7 @@ from polyfield.renderers.losses.depth_distortion import DepthDistortion
 from polyfield.renderers.losses.normal_consistency import NormalConsistency
 
 from .test_splat_fit import tensors
-from .viewer_fakes import Client, soon
+from .viewer_fakes import Client, settled, soon
 
 SMALL = replace(
     splat_2d.Config(),
@@ -108,6 +108,6 @@ def test_the_viewer_opens_it(run):
     with view_run(open_run(run), port=0) as page:
         client = Client(page.server)
         panel = Panel(page, client)
-        soon(lambda: "sharp" in panel._status.content)
+        soon(lambda: settled(panel))
         assert client.pictures[-1][0].std() > 10
         panel.close()

@@ -22,7 +22,7 @@ from polyfield.geometry.mesh_io import load_mesh
 from polyfield.geometry.mesh_ops import transform
 from polyfield.geometry.metrics import chamfer
 
-from .viewer_fakes import Client, soon
+from .viewer_fakes import Client, settled, soon
 
 SMALL = replace(
     splat.Config(),
@@ -123,7 +123,7 @@ def test_the_viewer_opens_it(run):
     with view_run(open_run(run), port=0) as page:
         client = Client(page.server)
         panel = Panel(page, client)
-        soon(lambda: "sharp" in panel._status.content)
+        soon(lambda: settled(panel))
         assert client.pictures[-1][0].std() > 10
         panel.close()
 
@@ -137,9 +137,11 @@ def test_a_fit_can_be_watched(scene, tmp_path):
         client = Client(watch.viewer.server)
         panel = Panel(watch.viewer, client)
         fit(job, budget, [*SMALL.after_step(), watch])
-        soon(lambda: len(client.pictures) > 1)
         assert "step **" in watch.progress._text.content
-        soon(lambda: f"**{len(job.field):,}** in the scene" in panel.splats._count.content)
+        assert len(client.pictures) > 1
+        watch.finish()
+        soon(lambda: settled(panel))
+        assert f"**{len(job.field):,}** in the scene" in panel.splats._count.content
         panel.close()
     wanted, found = tensors(alone), tensors(job)
     assert len(wanted["field.means"]) > 2000

@@ -27,12 +27,12 @@ from polyfield.apps.viewer.panel import Panel, depth_for_browser, png_bytes
 from polyfield.apps.viewer.photos import Photos, thumbnail
 from polyfield.apps.viewer.progress import FitProgress, clock
 from polyfield.apps.viewer.recorder import Recorder
-from polyfield.apps.viewer.turns import Turns
+from polyfield.apps.viewer.turns import Owner, Turns
 from polyfield.geometry import Aabb, Camera, CameraModel, Mesh, Pixels, Rays
 from polyfield.geometry import transforms as tf
 from polyfield.geometry.mesh_io import load_mesh, save_mesh
 
-from .viewer_fakes import SCENE_TO_WORLD, Client, Gate, camera, look, photographs, soon, stage, viewer
+from .viewer_fakes import SCENE_TO_WORLD, Client, Gate, camera, look, photographs, settled, soon, stage, viewer
 
 BOX = Aabb(torch.tensor([-0.3, -0.4, -0.2]), torch.tensor([0.5, 0.1, 0.6]))
 
@@ -765,7 +765,7 @@ def window(tmp_path):
 
 
 def sharp(window):
-    return "sharp" in window.panel._status.content
+    return settled(window.panel)
 
 
 @pytest.mark.parametrize("channel", ["Colour", "Depth", "Normals", "Opacity"])
@@ -797,7 +797,6 @@ def test_moving_shows_another_view(window):
     soon(lambda: sharp(window))
     before = window.client.pictures[-1][0]
     window.client.camera.position = window.client.camera.position * 0.7
-    window.panel._status.content = ""
     window.client.moved()
     soon(lambda: sharp(window))
     assert (window.client.pictures[-1][0] > 0).sum() > 1.3 * (before > 0).sum()
@@ -1053,7 +1052,7 @@ def test_view_during_a_fit(tmp_path):
         assert "step **" in watch.progress._text.content
         watch.progress.pause(True)
         watch.viewer.loop.wake()
-        soon(lambda: "sharp" in panel._status.content)
+        soon(lambda: settled(panel) and watch.turns._owner is not Owner.FIT)
         at = job.step
         time.sleep(0.1)
         assert job.step == at

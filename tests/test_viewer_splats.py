@@ -19,7 +19,7 @@ from polyfield.geometry.splat_io import load_gaussians
 from polyfield.geometry.transforms import transform_points
 from polyfield.renderers.splat import SplatRenderer
 
-from .viewer_fakes import SCENE_TO_WORLD, Client, camera, soon, viewer
+from .viewer_fakes import SCENE_TO_WORLD, Client, camera, settled, soon, viewer
 from .viewer_fakes import stage as ball
 
 
@@ -111,12 +111,11 @@ def window(tmp_path):
 
 
 def shown(window):
-    soon(lambda: "sharp" in window.panel._status.content)
+    soon(lambda: settled(window.panel))
     return window.client.pictures[-1][0].astype(float)
 
 
 def change(window, act):
-    window.panel._status.content = ""
     act()
     return shown(window)
 

@@ -156,6 +156,13 @@ def soon(condition, seconds=20.0):
         time.sleep(0.005)
 
 
+def settled(panel):
+    """Whether a window shows the sharpest picture of what it is asked for now, and not one of before."""
+    window = panel.window
+    with panel.viewer.loop._condition:
+        return window.shown_version == window.version and window.shown_sharpest
+
+
 class Gate:
     """Something that a painting thread can be held at."""
 

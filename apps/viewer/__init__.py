@@ -84,10 +84,14 @@ class FitView:
         self.progress(report)
         report.job.idle += self.turns.after_step(self.stop)
 
-    def stay(self) -> None:
-        """The fit is over: keep the page, which now sharpens as for a finished run, until Ctrl-C."""
+    def finish(self) -> None:
+        """The fit is over: the page sharpens from now on as for a finished run."""
         self.progress.finish("Fitted")
         self.turns.finish()
         self.viewer.loop.wake()
+
+    def stay(self) -> None:
+        """The fit is over: keep the page until Ctrl-C."""
+        self.finish()
         print(f"Fitted; the page stays open at {self.viewer.url} (Ctrl-C ends it)", flush=True)
         self.viewer.wait()

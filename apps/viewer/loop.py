@@ -224,7 +224,8 @@ class Loop:
                 sharpest,
             )
         )
-        window.shown_version, window.shown_divisor = window.painting_version, window.painting_divisor
-        window.shown_step, window.shown_sharpest = window.painting_step, sharpest
+        with self._condition:
+            window.shown_version, window.shown_divisor = window.painting_version, window.painting_divisor
+            window.shown_step, window.shown_sharpest = window.painting_step, sharpest
         if window.once:
             self.remove(window)
