@@ -144,6 +144,25 @@ def test_more_points_than_one_pass_of_the_backward():
     torch.testing.assert_close(got.double(), want, atol=2e-3, rtol=1e-4)
 
 
+def test_a_table_beyond_the_caches():
+    """It is met level by level."""
+    layout, table = make(8, 4, log2_size=17, finest=1024, dtype=torch.float32)
+    assert table.numel() * 4 > 8 << 20
+    p = along_rays(2100, dtype=torch.float32)
+    assert len(p) > 1 << 16
+    table.requires_grad_()
+    ours = hash_encode(p, table, layout)
+    few = slice(65530, 65560)  # across two passes
+    torch.testing.assert_close(hash_encode(p[few], table, layout), ours[few], atol=1e-5, rtol=0)
+    upstream = torch.randn(ours.shape, generator=generator())
+    (got,) = gradients(ours, (table,), upstream)
+    double = table.detach().double().requires_grad_()
+    wanted = reference.hash_encode(p.double(), double, layout)
+    torch.testing.assert_close(ours.double(), wanted, atol=5e-3, rtol=0)
+    (want,) = gradients(wanted, (double,), upstream.double())
+    torch.testing.assert_close(got.double(), want, atol=2e-2, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
 def test_half_tables(dtype, features):

@@ -12,6 +12,7 @@
 #include "parallel.h"
 #if !PF_CUDA
 #include <vector>
+#include "scratch.h"
 #endif
 #if !PF_CUDA && defined(__SSE2__)
 #include <immintrin.h>
@@ -343,10 +344,23 @@ template <int D, int F, class T, class H> PF_INLINE void interpolate_runs(const 
 // meanwhile; features that lie level by level need not, and a level's entries are then met while they are still cached:
 // with tables of many megabytes that an optimizer has just evicted, this halves the time.
 constexpr int64_t ROWS_BLOCK = 2048, LEVELS_BLOCK = 32768;
+constexpr int64_t NEAR_LEVEL = 1 << 20, NEAR_TABLE = 8 << 20;  // bytes of a level, of a table that caches hold
 
-// each(tile, level, first sample) for every tile of n samples at every level
-template <int D, class T, class Each>
-PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each, int64_t most = ROWS_BLOCK) {
+// A level's entries (or its gradient's), into the caches, by one of those that work on n samples: the part from begin to end.
+// In order a line comes several times faster than where samples happen to meet it; done where they meet most lines anyway
+// (a sample meets 2^(D-1): neighbours along the first axis share one) and the second-level cache does not hold them.
+template <int D, class T> PF_INLINE void warm(const T* entries, int64_t count, int64_t n, int64_t begin, int64_t end) {
+  constexpr int64_t LINE = 64 / int64_t(sizeof(T));
+  if (n * (1 << (D - 1)) * LINE < count || count * int64_t(sizeof(T)) < NEAR_LEVEL) return;
+  int sum = 0;
+  for (int64_t i = count * begin / n; i < count * end / n; i += LINE) sum += *(const unsigned char*)(entries + i);
+  __asm__ volatile("" ::"r"(sum));
+}
+
+// each(tile, level, first sample) for every tile of n samples at every level, after enter(level, begin, end) for the samples
+// from begin to end
+template <int D, class T, class Each, class Enter>
+PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each, int64_t most, Enter enter) {
   const int64_t share = ceil_div(ceil_div(n, thread_count()), HASH_TILE) * HASH_TILE;
   parallel_chunks(n, share < most ? (share > 0 ? share : 1) : most, [=](int64_t begin, int64_t end) {
     static thread_local std::vector<T> scratch;
@@ -355,12 +369,18 @@ PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_cou
     T* columns = scratch.data();
     Tile<D, T> tile;
     split_axes<D>(points + begin * D, columns, stride, end - begin);
-    for (int l = 0; l < level_count; ++l)
+    for (int l = 0; l < level_count; ++l) {
+      enter(l, begin, end);
       for (int64_t i = begin; i < end; i += HASH_TILE) {
         tile.locate_level(levels[l], columns + (i - begin), stride, int(end - i < HASH_TILE ? end - i : HASH_TILE));
         each(tile, l, i);
       }
+    }
   });
+}
+
+template <int D, class T, class Each> PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each) {
+  for_each_tile<D>(points, levels, level_count, n, each, ROWS_BLOCK, [](int, int64_t, int64_t) {});
 }
 
 // points (n, D) -> the F features of sample i at level l in out[i sample_stride + l level_stride]
@@ -371,7 +391,36 @@ void encode(const T* points, const H* table, const Level* levels, int level_coun
     T* to = out + first * sample_stride + l * level_stride;
     if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, sample_stride);
     else interpolate_each<D, F>(tile, entries, to, sample_stride);
-  }, sample_stride == F ? LEVELS_BLOCK : ROWS_BLOCK);
+  }, sample_stride == F ? LEVELS_BLOCK : ROWS_BLOCK, [=](int l, int64_t begin, int64_t end) {
+    if (sample_stride == F) warm<D>(table + levels[l].offset * F, levels[l].size * F, n, begin, end);
+  });
+}
+
+// Features level by level, (L, stride, F), -> rows of L F. Within 64 samples, whose rows stay in the first-level cache.
+template <int F, class T> PF_INLINE void join_levels(const T* by_level, int64_t stride, T* rows, int64_t n, int level_count) {
+  for (int64_t begin = 0; begin < n; begin += 64)
+    for (int l = 0; l < level_count; ++l)
+      for (int64_t i = begin; i < (n < begin + 64 ? n : begin + 64); ++i)
+        std::memcpy(rows + (i * level_count + l) * F, by_level + (l * stride + i) * F, F * sizeof(T));
+}
+
+// points (n, D) -> rows of L F features. A table beyond the caches is met level by level: what is then put in rows costs
+// less than the entries that would be fetched again.
+template <int D, int F, class T, class H>
+void encode_rows(const T* points, const H* table, const Level* levels, int level_count, T* rows, int64_t n) {
+  const int64_t row = int64_t(level_count) * F, entries = levels[level_count - 1].offset + levels[level_count - 1].size;
+  if (entries * F * int64_t(sizeof(H)) <= NEAR_TABLE) return encode<D, F>(points, table, levels, level_count, rows, row, F, n);
+  static thread_local Scratch<T> scratch;
+  const int64_t most = 2 * LEVELS_BLOCK, room = (n < most ? n : most) + PAD;
+  scratch.resize(room * row);
+  T* by_level = scratch.data();
+  for (int64_t base = 0; base < n; base += most) {
+    const int64_t count = n - base < most ? n - base : most;
+    encode<D, F>(points + base * D, table, levels, level_count, by_level, F, room * F, count);
+    parallel_chunks(count, 64, [=](int64_t begin, int64_t end) {
+      join_levels<F>(by_level + begin * F, room, rows + (base + begin) * row, end - begin, level_count);
+    });
+  }
 }
 
 #endif

@@ -197,7 +197,7 @@ template <int WIDTH, class T> PF_INLINE void split_levels(const T* rows, T* leve
     for (int i = 0; i < n; ++i) std::memcpy(levels + l * level_stride + i * WIDTH, rows + (int64_t(i) * level_count + l) * WIDTH, WIDTH * sizeof(T));
 }
 
-constexpr int64_t CHUNK = 32768;  // samples per pass: bounds the scratch (128 bytes each at 16 levels of 2)
+constexpr int64_t CHUNK = 65536;  // samples per pass: bounds the scratch (128 bytes each at 16 levels of 2)
 
 // Adds to the table: gradients level by level (and F D numbers of the Jacobian's), columns axis by axis, both in rows of
 // `stride` samples. Each level has one owner.
@@ -207,6 +207,7 @@ void scatter_levels(const T* points, const T* columns, const Level* levels, int 
   parallel_pieces(level_count, [=](int64_t piece) {
     const int64_t l = level_count - 1 - piece;  // the finest, which cost most, first
     T* table = grad_table + levels[l].offset * F;
+    warm<D>(table, levels[l].size * F, n, 0, n);
     Tile<D, T> tile;
     for (int64_t begin = 0; begin < n; begin += HASH_TILE) {
       tile.locate_level(levels[l], columns + begin, stride, int(n - begin < HASH_TILE ? n - begin : HASH_TILE));
@@ -267,7 +268,7 @@ void hash_encode(const T* points, const H* table, const int64_t* levels_, T* fea
         encode_item<D, F>(points + i * D, table, levels[l], features + (i * level_count + l) * WIDTH);
     });
 #else
-    encode<D, F>(points, table, levels, level_count, features, int64_t(level_count) * F, F, n);
+    encode_rows<D, F>(points, table, levels, level_count, features, n);
 #endif
   });
 }
