@@ -50,6 +50,23 @@ class Mlp(nn.Module):
         biases = None if self.biases is None else list(self.biases)
         return mlp(inputs, list(self.weights), biases, bfloat16=self.rounds(inputs))
 
+    def with_gradient(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (N, C_out), and the gradient (N, C_in) of the first of them by the inputs, both differentiable.
+
+        Between the kinks of its activations a network is linear: the gradient is a product of weights, and a loss on it
+        is differentiated once.
+        """
+        x, open_gates = inputs, []
+        for layer, weight in enumerate(self.weights):
+            x = nn.functional.linear(x, weight, None if self.biases is None else self.biases[layer])
+            if layer < len(self.weights) - 1:
+                open_gates.append(x > 0)
+                x = x.relu()
+        slopes = self.weights[-1][:1].expand(len(inputs), -1)
+        for weight, gate in zip(list(self.weights)[-2::-1], reversed(open_gates), strict=True):
+            slopes = (slopes * gate) @ weight
+        return x, slopes
+
     def rounds(self, inputs: Tensor) -> bool:
         """Whether products are in bfloat16."""
         return has_bfloat16(inputs) if self.in_bfloat16 is None else self.in_bfloat16

@@ -1,14 +1,63 @@
-"""Opacity laws: from a field's values to the alpha of an interval. NGP is "hash grid + density law"."""
+"""Opacity laws: from a field's values to the alpha of an interval. NGP is "hash grid + density law", NeuS "signed
+distance + NeuS law"."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..fields.protocols import FieldOutput
 from ..geometry import Rays, Samples
 
 
-def density(output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
+class Density:
     """alpha = 1 - exp(-sigma dt): values are densities per unit length (Max 1995; Mildenhall et al. 2020, eq. 3)."""
-    return -torch.expm1(-output.values * (samples.t_ends - samples.t_starts))
+
+    needs_gradients, outwards = False, -1.0
+
+    def __call__(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
+        return -torch.expm1(-output.values * (samples.t_ends - samples.t_starts))
+
+    def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
+        """(N,) per unit length: what occupancy goes by."""
+        return values
+
+
+density = Density()
+
+
+class Neus(nn.Module):
+    """alpha of a signed distance whose surface is as sharp as the law has learned (Wang et al., NeuS, 2021, eq. 13).
+
+        alpha = max(0, (P(f_near) - P(f_far)) / P(f_near)),   P = logistic function of sharpness s,
+
+    f_near and f_far at the interval's ends, by the distance in its middle and its slope along the ray. Where gradients
+    are not given, rays count as meeting the surface head-on: no alpha is larger.
+    """
+
+    needs_gradients, outwards = True, 1.0
+
+    def __init__(self, sharpness: float = 20.0) -> None:
+        super().__init__()
+        self.third = nn.Parameter(torch.tensor(sharpness).log() / 3)  # of the sharpness's logarithm: it learns faster
+        self.annealing = 1.0  # 0 to 1: below 1, rays that leave a surface see something of it too, so that it can move
+
+    @property
+    def sharpness(self) -> Tensor:
+        """Of the logistic function, per unit length: the surface is about 4 / s thick."""
+        return (3 * self.third).exp().clamp(max=1e6)
+
+    def forward(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
+        half = (samples.t_ends - samples.t_starts) / 2
+        if output.gradients is not None:
+            cosine = (output.gradients * samples.directions(rays)).sum(-1)
+            wide = (0.5 - 0.5 * cosine).relu()
+            half = half * (self.annealing * (-cosine).relu() + (1 - self.annealing) * wide)
+        near = torch.sigmoid((output.values + half) * self.sharpness)
+        far = torch.sigmoid((output.values - half) * self.sharpness)
+        return ((near - far + 1e-5) / (near + 1e-5)).clamp(0, 1)
+
+    def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
+        """(N,) the highest per unit length within ``reach`` of points with these distances: -d log P / df there, of a ray
+        that meets the surface head-on."""
+        return self.sharpness * torch.sigmoid((reach - values) * self.sharpness)

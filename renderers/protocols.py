@@ -70,7 +70,19 @@ class Step:
 
 
 Loss = Callable[[Step], Tensor]  # a scalar, its weight included
-Opacity = Callable[[FieldOutput, Rays, Samples], Tensor]  # -> alphas (S,)
+
+
+class Opacity(Protocol):
+    """A law: called with what a field says of samples: alphas (S,)."""
+
+    needs_gradients: bool  # of the field's values
+    outwards: float  # 1 or -1: gradients times it point out of the surface
+
+    def __call__(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor: ...
+
+    def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
+        """(N,) densities per unit length that values (N,) stand for, at most; if values say so, within ``reach``."""
+        ...
 
 
 class Background(Protocol):

@@ -146,14 +146,15 @@ class VolumeRenderer(nn.Module):
         still = rays.detach()  # where intervals lie has no gradient; the points in them do, if the rays have
         marched, marched_values = self._march(field, still)
         samples = self._visible(still, marched, marched_values)
-        output = field.query(samples.positions(rays), samples.directions(rays), gradients=normals)
+        gradients = normals or self.opacity.needs_gradients
+        output = field.query(samples.positions(rays), samples.directions(rays), gradients=gradients)
         alphas = self.opacity(output, rays, samples)
         middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
         values = {"depths": middles}
         if output.colors is not None:
             values["colors"] = output.colors
-        if output.gradients is not None:
-            values["normals"] = functional.normalize(-output.gradients, dim=-1)
+        if normals and output.gradients is not None:
+            values["normals"] = functional.normalize(self.opacity.outwards * output.gradients, dim=-1)
         weights, opacities, outputs = composite(alphas, list(values.values()), samples.ray_offsets)
         accumulated = dict(zip(values, outputs, strict=True))
         background = self.background(rays, self.training)

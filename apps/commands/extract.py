@@ -162,12 +162,13 @@ def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cu
 
     import torch
 
-    from ...fields.protocols import Primitives
+    from ...fields.protocols import Distance, Primitives
     from ...geometry.depth_fusion import blocks_with
     from ...geometry.isosurface import OpenSurfaceWarning, isosurface
 
     cell = float(bounds.extent.max()) / resolution
-    level = math.log(2) / (2 * cell) if level is None else level
+    distances = isinstance(run.field, Distance)
+    level = (0.0 if distances else math.log(2) / (2 * cell)) if level is None else level
     occupancy = getattr(run.renderer, "occupancy", None)  # of ray marchers
     options: dict[str, Any] = {}
     if isinstance(run.field, Primitives):
@@ -175,9 +176,9 @@ def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cu
         options = {} if occupied is None else dict(occupied=occupied, margin=math.inf)
 
     @torch.no_grad()
-    def density(points):
-        """Zero in empty space, where nothing has taught the field, and it need not be asked."""
-        if occupancy is None:
+    def values_at(points):
+        """Densities are zero in empty space, where nothing has taught the field, and it need not be asked."""
+        if occupancy is None or distances:
             return run.field.query(points).values
         filled = occupancy.occupied(points).nonzero()[:, 0]
         values = points.new_zeros(len(points))
@@ -187,7 +188,7 @@ def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cu
     with warnings.catch_warnings():
         if cut:  # a surface that a crop cuts open is what was asked for
             warnings.simplefilter("ignore", OpenSurfaceWarning)
-        return isosurface(density, bounds, resolution, level, inside_is_above=True, **options)
+        return isosurface(values_at, bounds, resolution, level, inside_is_above=not distances, **options)
 
 
 def _colored(run: Any, mesh: Any) -> Any:

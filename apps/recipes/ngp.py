@@ -25,6 +25,7 @@ from ...renderers.losses.photometric import Photometric
 from ...renderers.opacity import density
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
+from ...renderers.protocols import Opacity as OpacityLaw
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..coarse_to_fine import CoarseToFine, CoarseToFineConfig
@@ -121,7 +122,16 @@ class Config:
         march = self.march
         if facts.cascades > 1 and march.cone_angle == 0:
             march = replace(march, cone_angle=1 / 256)
-        return model, VolumeRenderer(occupancy, density, self._background(facts.has_alpha), march).to(device)
+        return model, VolumeRenderer(occupancy, self.build_law(), self._background(facts.has_alpha), march).to(device)
+
+    def build_law(self) -> OpacityLaw:
+        """What turns the field's values into alphas."""
+        return density
+
+    def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
+        """What the fit makes small, by name."""
+        names = ("photometric", "distortion", "opacity", "depth")
+        return {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}
 
     def prepare(self, scene: Scene) -> Scene:
         """Rays go through any lens: photographs stay as they are."""
@@ -139,7 +149,7 @@ class Config:
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
-        networks = [*model.density_network.parameters(), *model.color_network.parameters()]
+        networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
             {"params": [model.encoding.table], "sparse": True, "half": [model.encoding.half_table]},
             {"params": networks, "weight_decay": o.network_weight_decay},
@@ -151,8 +161,7 @@ class Config:
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
-        names = ("photometric", "distortion", "opacity", "depth")
-        losses: dict[str, Loss] = {k: getattr(self, k) for k in names if getattr(self, k).weight != 0}
+        losses = self.build_losses(SceneFacts.of(scene))
         known = needed(losses, scene)
         if isinstance(exposure, BilateralGrids):
             losses["exposure"] = exposure.prior
@@ -202,16 +211,18 @@ class Config:
             job.average.update()
 
     def update_occupancy(self, report: Report) -> None:
-        job, o, render = report.job, self.occupancy, report.step.render
+        job, o, render, law = report.job, self.occupancy, report.step.render, report.job.renderer.opacity
+        reach = 2 * 3**0.5 * job.renderer.occupancy.half_extent / o.resolution  # a cell's diagonal
         watched = job.step % o.observe_every == 0
         if watched and render.marched is not None and render.marched_values is not None:
             points = render.marched.positions(report.step.view.detach())  # type: ignore[arg-type]
-            job.renderer.occupancy.observe(points, render.marched_values, decay=o.fading)
+            densities = law.densities(render.marched_values.detach(), reach)
+            job.renderer.occupancy.observe(points, densities, decay=o.fading)
         if job.step % o.every:
             return
         with torch.no_grad():
             job.renderer.occupancy.update(
-                lambda points: job.field.query(points).values,  # type: ignore[operator]
+                lambda points: law.densities(job.field.query(points).values, reach),  # type: ignore[operator]
                 step=job.renderer.step,
                 threshold=o.threshold,
                 decay=o.decay,

@@ -1,0 +1,100 @@
+"""A signed distance on a hash grid: negative inside, positive outside, zero on the surface.
+
+    f(x) = |x - c| - r + network(hash_grid(x), x)[0]
+
+The first two terms are a sphere, which is what the field begins as: the tables begin near zero, and the network's last
+layer at zero. Colours, if the field has any, are a network's of the view direction, the normal, the place and what the
+first network leaves besides the distance.
+
+Source: Müller et al., "Instant Neural Graphics Primitives", 2022; Atzmon and Lipman, "SAL", 2020, for the sphere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..cuda.native import CPU
+from ..cuda.sh_basis import sh_basis
+from ..geometry.types import Aabb
+from .encodings import HashGridConfig
+from .networks import MlpConfig
+from .protocols import FieldOutput
+
+
+@dataclass(frozen=True)
+class SignedDistanceConfig:
+    """Sizes of the hash grid and of the network."""
+
+    grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(levels=8, features=4, log2_size=17))
+    network: MlpConfig = MlpConfig(width=64, hidden_layers=1)
+    color: MlpConfig | None = MlpConfig(width=64, hidden_layers=2)
+    """Network of the colours; None = a shape without."""
+    geometry_features: int = 16
+    """Outputs of the first network, the distance included."""
+    sh_degree: int = 3
+    """Highest spherical-harmonics band of the view direction, 0 to 4."""
+    radius: float = 0.5
+    """Of the sphere that it begins as, as a share of the bounds' smallest half extent."""
+
+    def build(self, bounds: Aabb, device: torch.device = CPU) -> SignedDistance:
+        return SignedDistance(self, bounds, device)
+
+
+class SignedDistance(nn.Module):
+    """Distances over ``bounds``, in scene units; outside, features are those of the nearest point of them."""
+
+    signed = True
+    bounds_low: Tensor
+    bounds_high: Tensor
+
+    def __init__(self, config: SignedDistanceConfig, bounds: Aabb, device: torch.device = CPU) -> None:
+        super().__init__()
+        self.config = config
+        self.encoding = config.grid.build()
+        self.network = config.network.build(self.encoding.out_channels + 3, config.geometry_features, biases=True)
+        with torch.no_grad():
+            self.network.weights[-1][0].zero_()
+        inputs = (config.sh_degree + 1) ** 2 + 6 + config.geometry_features
+        self.color_network = None if config.color is None else config.color.build(inputs, 3, biases=True)
+        self.register_buffer("bounds_low", bounds.low.clone())
+        self.register_buffer("bounds_high", bounds.high.clone())
+        self.to(device)  # made on the CPU: the same first values everywhere
+
+    @property
+    def bounds(self) -> Aabb:
+        return Aabb(self.bounds_low, self.bounds_high)
+
+    def distance(self, points: Tensor) -> Tensor:
+        """points (N, 3) -> (N,)."""
+        return self.query(points).values
+
+    def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
+        """Distances at points (N, 3); colours if directions (N, 3); gradients (N, 3) with colours or if asked for.
+
+        Gradients are analytic, and differentiable by the parameters as distances are: a loss on them needs no double
+        backward.
+        """
+        unit = self.bounds.normalize(points)
+        away = points - (self.bounds_low + self.bounds_high) / 2
+        length = away.norm(dim=-1).clamp(min=1e-12)
+        sphere = length - self.config.radius * self.bounds.extent.amin() / 2
+        place = 2 * unit - 1
+        if not gradients and directions is None:
+            geometry = self.network(torch.cat([self.encoding(unit), place], -1))
+            return FieldOutput(sphere + geometry[:, 0], features=geometry)
+        features, jacobian = self.encoding.with_gradient(unit)
+        geometry, slopes = self.network.with_gradient(torch.cat([features, place], -1))
+        by_unit = torch.einsum("nc,nci->ni", slopes[:, :-3], jacobian) + 2 * slopes[:, -3:]
+        gradient = by_unit / self.bounds.extent + away / length[:, None]
+        colors = None if directions is None else self._color(directions, gradient, place, geometry)
+        return FieldOutput(sphere + geometry[:, 0], gradient, colors, geometry)
+
+    def _color(self, directions: Tensor, gradient: Tensor, place: Tensor, geometry: Tensor) -> Tensor | None:
+        if self.color_network is None:
+            return None
+        normal = torch.nn.functional.normalize(gradient, dim=-1)
+        inputs = [sh_basis(directions, self.config.sh_degree), normal, place, geometry]
+        return torch.sigmoid(self.color_network(torch.cat(inputs, -1)))
