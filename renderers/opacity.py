@@ -36,11 +36,13 @@ class Neus(nn.Module):
     """
 
     needs_gradients, outwards = True, 1.0
+    annealing: Tensor
 
     def __init__(self, sharpness: float = 20.0) -> None:
         super().__init__()
         self.third = nn.Parameter(torch.tensor(sharpness).log() / 3)  # of the sharpness's logarithm: it learns faster
-        self.annealing = 1.0  # 0 to 1: below 1, rays that leave a surface see something of it too, so that it can move
+        # 0 to 1: below 1, rays that leave a surface see something of it too, so that it can move
+        self.register_buffer("annealing", torch.tensor(0.0))
 
     @property
     def sharpness(self) -> Tensor:
@@ -61,3 +63,32 @@ class Neus(nn.Module):
         """(N,) the highest per unit length within ``reach`` of points with these distances: -d log P / df there, of a ray
         that meets the surface head-on."""
         return self.sharpness * torch.sigmoid((reach - values) * self.sharpness)
+
+
+class Volsdf(nn.Module):
+    """Density of a signed distance: that of a Laplace distribution's cumulative, as wide as the law has learned.
+
+        sigma = Psi(-d) / beta,   Psi = exp(x / beta) / 2 below 0, 1 - exp(-x / beta) / 2 above
+
+    (Yariv et al., "Volume Rendering of Neural Implicit Surfaces", 2021, eq. 2 and 3, alpha = 1 / beta.)
+    """
+
+    needs_gradients, outwards = False, 1.0
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        self.third = nn.Parameter(torch.tensor(beta).log() / 3)  # of its logarithm: it learns faster
+
+    @property
+    def beta(self) -> Tensor:
+        """Scene units."""
+        return (3 * self.third).exp().clamp(min=1e-6)
+
+    def forward(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
+        return -torch.expm1(-self.densities(output.values) * (samples.t_ends - samples.t_starts))
+
+    def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
+        """(N,) the highest per unit length within ``reach`` of points with these distances."""
+        depth = (reach - values) / self.beta
+        tail = 0.5 * torch.exp(-depth.abs())
+        return torch.where(depth > 0, 1 - tail, tail) / self.beta

@@ -1,0 +1,46 @@
+"""What the recipes that fit a signed distance to photographs share: the field, its losses, and how the fit begins.
+
+A recipe adds the law that turns distances into alphas: one small file each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..fields.encodings import HashGridConfig
+from ..fields.signed_distance import SignedDistanceConfig
+from ..renderers.losses.distortion import Distortion
+from ..renderers.losses.eikonal import Eikonal
+from ..renderers.losses.opacity import Opacity
+from ..renderers.protocols import Loss
+from ..renderers.volume import MarchConfig
+from .recipes import ngp
+from .run import SceneFacts
+
+
+@dataclass(frozen=True)
+class SurfaceConfig(ngp.Config):
+    """``ngp``'s occupancy grid, marching and optimizer; a signed distance in place of a density."""
+
+    default_steps: ClassVar[int] = 5000
+
+    field: SignedDistanceConfig = field(
+        default_factory=lambda: SignedDistanceConfig(
+            grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024)
+        )
+    )
+    march: MarchConfig = MarchConfig(min_transmittance=1e-3)
+    optimizer: ngp.OptimizerConfig = ngp.OptimizerConfig(learning_rate=1e-2, final_fraction=0.05)
+    eikonal: Eikonal = Eikonal(weight=0.1)
+    distortion: Distortion = Distortion(weight=0.0)
+    opacity: Opacity = Opacity(weight=0.1)
+    """Against the photographs' alpha, where they have any."""
+    average_every: int = 0
+
+    def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
+        """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""
+        losses = super().build_losses(facts)
+        if not facts.has_alpha:
+            losses.pop("opacity", None)
+        return losses | {"eikonal": self.eikonal}
