@@ -8,13 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import nn
+
+from ..datasets.scene import Scene
 from ..fields.encodings import HashGridConfig
-from ..fields.signed_distance import SignedDistanceConfig
+from ..fields.signed_distance import SignedDistance, SignedDistanceConfig
 from ..renderers.losses.distortion import Distortion
 from ..renderers.losses.eikonal import Eikonal
 from ..renderers.losses.opacity import Opacity
 from ..renderers.protocols import Loss
 from ..renderers.volume import MarchConfig
+from .first_distance import FirstDistance
+from .fit import Budget
 from .recipes import ngp
 from .run import SceneFacts
 
@@ -37,6 +42,13 @@ class SurfaceConfig(ngp.Config):
     opacity: Opacity = Opacity(weight=0.1)
     """Against the photographs' alpha, where they have any."""
     average_every: int = 0
+    first: FirstDistance = FirstDistance()
+    """Where the fit begins."""
+
+    def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
+        """At the surfaces of a quick hash-grid fit."""
+        assert isinstance(model, SignedDistance)
+        return self.first.teach(model, scene, seed, budget) if self.first.grid_share > 0 else 0.0
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""

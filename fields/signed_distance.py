@@ -87,7 +87,7 @@ class SignedDistance(nn.Module):
             return FieldOutput(sphere + geometry[:, 0], features=geometry)
         features, jacobian = self.encoding.with_gradient(unit)
         geometry, slopes = self.network.with_gradient(torch.cat([features, place], -1))
-        by_unit = torch.einsum("nc,nci->ni", slopes[:, :-3], jacobian) + 2 * slopes[:, -3:]
+        by_unit = (slopes[:, :-3, None] * jacobian).sum(1) + 2 * slopes[:, -3:]
         gradient = by_unit / self.bounds.extent + away / length[:, None]
         colors = None if directions is None else self._color(directions, gradient, place, geometry)
         return FieldOutput(sphere + geometry[:, 0], gradient, colors, geometry)

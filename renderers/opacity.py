@@ -26,13 +26,27 @@ class Density:
 density = Density()
 
 
+def slopes_along(values: Tensor, samples: Samples) -> Tensor:
+    """d value / dt (S,) from each sample to the next of its ray, or from the one before where it is the last; -1 of a
+    sample alone on its ray."""
+    if len(values) < 2:
+        return torch.full_like(values, -1.0)
+    middles, rays = (samples.t_starts + samples.t_ends) / 2, samples.ray_indices
+    slopes = values.diff() / middles.diff().clamp(min=1e-9)
+    same = rays[1:] == rays[:-1]
+    none = slopes.new_full((1,), -1.0)
+    before = torch.cat([none, torch.where(same, slopes, -1.0)])
+    return torch.where(torch.cat([same, same[:0].new_zeros(1)]), torch.cat([slopes, none]), before).clamp(-1, 1)
+
+
 class Neus(nn.Module):
     """alpha of a signed distance whose surface is as sharp as the law has learned (Wang et al., NeuS, 2021, eq. 13).
 
         alpha = max(0, (P(f_near) - P(f_far)) / P(f_near)),   P = logistic function of sharpness s,
 
     f_near and f_far at the interval's ends, by the distance in its middle and its slope along the ray. Where gradients
-    are not given, rays count as meeting the surface head-on: no alpha is larger.
+    are not given, the slope is that between neighbouring intervals: counting rays as meeting surfaces head-on would end
+    those that graze one before it is opaque.
     """
 
     needs_gradients, outwards = True, 1.0
@@ -50,18 +64,19 @@ class Neus(nn.Module):
         return (3 * self.third).exp().clamp(max=1e6)
 
     def forward(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
-        half = (samples.t_ends - samples.t_starts) / 2
-        if output.gradients is not None:
+        if output.gradients is None:
+            cosine = slopes_along(output.values, samples)
+        else:
             cosine = (output.gradients * samples.directions(rays)).sum(-1)
-            wide = (0.5 - 0.5 * cosine).relu()
-            half = half * (self.annealing * (-cosine).relu() + (1 - self.annealing) * wide)
+        steepness = self.annealing * (-cosine).relu() + (1 - self.annealing) * (0.5 - 0.5 * cosine).relu()
+        half = (samples.t_ends - samples.t_starts) / 2 * steepness
         near = torch.sigmoid((output.values + half) * self.sharpness)
         far = torch.sigmoid((output.values - half) * self.sharpness)
         return ((near - far + 1e-5) / (near + 1e-5)).clamp(0, 1)
 
     def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
-        """(N,) the highest per unit length within ``reach`` of points with these distances: -d log P / df there, of a ray
-        that meets the surface head-on."""
+        """(N,) the highest per unit length within ``reach`` of points with these distances, of a ray that meets the
+        surface head-on: -d log P / df."""
         return self.sharpness * torch.sigmoid((reach - values) * self.sharpness)
 
 

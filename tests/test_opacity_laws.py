@@ -5,7 +5,7 @@ import torch
 from polyfield.cuda.compositing import composite
 from polyfield.fields.protocols import FieldOutput
 from polyfield.geometry import Rays, Samples
-from polyfield.renderers.opacity import Neus, Volsdf, density
+from polyfield.renderers.opacity import Neus, Volsdf, density, slopes_along
 
 N = 400
 
@@ -66,14 +66,26 @@ def test_neus_is_blind_to_what_a_ray_leaves():
     assert sharp(20.0, annealing=0.0)(leaving, rays, samples).max() >= 0
 
 
-def test_no_alpha_is_larger_than_head_on():
-    """What is skipped by distances alone has nothing to show whatever its slope."""
+@pytest.mark.parametrize("cosine", [-0.9, -0.5, -0.1])
+def test_slopes_between_neighbours_serve_as_gradients(cosine):
+    """What is skipped by distances alone is what gradients would have skipped."""
     law = sharp(100.0)
-    for cosine in (-0.9, -0.5, 0.5):
-        rays, samples, output = towards_a_plane(-abs(cosine))
-        slanted = law(output, rays, samples)
-        head_on = law(FieldOutput(output.values), rays, samples)
-        assert (slanted <= head_on + 1e-6).all()
+    rays, samples, output = towards_a_plane(cosine)
+    with_gradients = weights_of(law(output, rays, samples), samples)
+    without = weights_of(law(FieldOutput(output.values), rays, samples), samples)
+    torch.testing.assert_close(without, with_gradients, atol=2e-3, rtol=0)
+
+
+def test_slopes_stay_within_rays():
+    samples = Samples(
+        torch.tensor([0.0, 1, 2, 0, 5]),
+        torch.tensor([1.0, 2, 3, 1, 6]),
+        torch.tensor([0, 0, 0, 1, 2]).int(),
+        torch.tensor([0, 3, 4, 5]).int(),
+    )
+    slopes = slopes_along(torch.tensor([3.0, 2.5, 2.4, 9.0, 1.0]), samples)
+    torch.testing.assert_close(slopes, torch.tensor([-0.5, -0.1, -0.1, -1.0, -1.0]))
+    assert slopes_along(torch.tensor([1.0]), samples).tolist() == [-1.0]
 
 
 def test_sharpness_is_learned():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
+from polyfield.apps.first_distance import FirstDistance
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.recipes import neus, ngp, volsdf
@@ -27,7 +28,13 @@ FIELD = SignedDistanceConfig(
     color=MlpConfig(width=32),
 )
 RECIPES = {
-    name: replace(config, field=FIELD, occupancy=ngp.OccupancyConfig(resolution=64), samples_per_step=8192)
+    name: replace(
+        config,
+        field=FIELD,
+        occupancy=ngp.OccupancyConfig(resolution=64),
+        samples_per_step=8192,
+        first=FirstDistance(grid_share=0.4, resolution=64, views=20, view_size=50, steps=150, points=4096),
+    )
     for name, config in (("neus", neus.Config()), ("volsdf", volsdf.Config()))
 }
 
@@ -40,7 +47,7 @@ def scene():
 @pytest.fixture(scope="module", params=RECIPES)
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
-    return fit_scene("demo", RECIPES[request.param], run=folder, steps=500, downscale=4, preview_every=0.0)
+    return fit_scene("demo", RECIPES[request.param], run=folder, steps=400, downscale=4, preview_every=0.0)
 
 
 def test_it_learns_the_photographs(run):
@@ -78,7 +85,7 @@ def test_the_law_sharpens(run):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_resuming_is_as_if_nothing_had_happened(scene, tmp_path, recipe):
-    config, budget = RECIPES[recipe], Budget(steps=40)
+    config, budget = replace(RECIPES[recipe], first=FirstDistance(grid_share=0.0)), Budget(steps=40)
     straight = config.build(scene, 1, budget=budget)
     fit(straight, budget, config.after_step())
     first = config.build(scene, 1, budget=budget)
@@ -105,6 +112,7 @@ def test_opacity_is_left_out_where_photographs_have_no_alpha(scene):
 
 def test_from_the_command_line(tmp_path):
     options = ["--steps", "3", "--downscale", "8", "--samples-per-step", "1024", "--sharpness", "30"]
+    options += ["--first.grid-share", "0"]
     assert main(["fit", "neus", "demo", "--run", str(tmp_path / "run"), *options]) == 0
     opened = open_run(tmp_path / "run")
     assert opened.asked.config.sharpness == 30

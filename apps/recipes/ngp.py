@@ -146,6 +146,7 @@ class Config:
             )
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
+        elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
@@ -185,7 +186,12 @@ class Config:
             average=Average(model) if self.average_every else None,
             parts=parts,
             generator=torch.Generator(device).manual_seed(seed + 3),
+            elapsed=elapsed,
         )
+
+    def begin(self, model: torch.nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
+        """What is done to the field before the first step; returns how long it took, seconds."""
+        return 0.0
 
     def after_step(self) -> list:
         """What this recipe does after each step."""

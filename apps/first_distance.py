@@ -1,0 +1,141 @@
+"""Where a fit of a distance begins: at the surfaces that a quick hash-grid fit shows, rather than at a sphere.
+
+A radiance field finds a scene's surfaces within seconds; a signed distance alone needs thousands of steps to carve them
+out of a sphere. So: fit the hash grid, look at it from the training views, take away all space that a view sees through
+(space carving, Kutulakos and Seitz 2000), and teach the field the distance to what is left.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..datasets.scene import Scene
+from ..fields.optimizer import Adam
+from ..fields.signed_distance import SignedDistance
+from ..geometry.cameras import Camera
+from ..geometry.types import Aabb, Pixels
+from ..renderers.losses.eikonal import eikonal
+from .devices import CPU
+from .fit import Budget, Job, fit
+
+CHUNK = 1 << 18  # points at a time
+
+
+@dataclass(frozen=True)
+class FirstDistance:
+    """How a fit of a distance begins."""
+
+    grid_share: float = 0.15
+    """Of the budget, what the hash-grid fit takes; 0 = begin as a sphere."""
+    grid_seconds: float = 40.0
+    """The most that it takes, where the budget is in seconds."""
+    grid_steps: int = 1000
+    """The most that it takes, where the budget is in steps."""
+    resolution: int = 128
+    """Cells along the cube that is carved."""
+    views: int = 40
+    """Training views that carve."""
+    view_size: int = 160
+    """Longest side of these, pixels."""
+    steps: int = 250
+    """Of teaching the field."""
+    points: int = 16384
+    """Points per step of teaching."""
+
+    def teach(self, model: SignedDistance, scene: Scene, seed: int, budget: Budget) -> float:
+        """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces; returns seconds spent."""
+        from .recipes import ngp
+
+        started = time.perf_counter()
+        if budget.seconds is not None:
+            quick = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
+            length = f"{quick.seconds:.0f} s"
+        else:
+            quick = Budget(steps=max(1, min(self.grid_steps, round((budget.steps or 0) * self.grid_share))))
+            length = f"{quick.steps} steps"
+        print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
+        config = ngp.Config()
+        job = config.build(scene, seed, model.bounds_low.device)
+        fit(job, quick, config.after_step())
+        distances = solid_distances(self._carve(job, scene))
+        if distances is not None:
+            self._learn(model, distances.to(model.bounds_low.device), seed)
+        return time.perf_counter() - started
+
+    @torch.no_grad()
+    def _carve(self, job: Job, scene: Scene) -> Tensor:
+        """(R, R, R) bool by z, y, x: cells of [-1, 1]^3 that some view looks at and none looks through."""
+        every = max(1, len(scene.train) // self.views)
+        solid = seen = torch.zeros(self.resolution**3, dtype=torch.bool)
+        points = lattice(Aabb.cube(1.0), self.resolution)
+        for frame in scene.train[::every]:
+            camera = frame.camera.downscaled(max(1.0, max(frame.camera.width, frame.camera.height) / self.view_size))
+            pixels = job.renderer.render(job.field, camera).pixels.to(CPU)
+            inside, empty = looked_at(camera.to(CPU), pixels, points, 2 / self.resolution)
+            seen, solid = seen | inside, solid | empty
+        return (seen & ~solid).view(self.resolution, self.resolution, self.resolution)
+
+    def _learn(self, model: SignedDistance, distances: Tensor, seed: int) -> None:
+        """Steps on random points of the cube, half of them near the surface."""
+        device = distances.device
+        random = torch.Generator(device).manual_seed(seed)
+        table = model.encoding.table
+        groups = [{"params": [table], "sparse": True}, {"params": list(model.network.parameters())}]
+        optimizer = Adam(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
+        near = lattice(Aabb.cube(1.0), self.resolution).to(device)[distances.abs().flatten() < 0.06]
+        cell = 2 / self.resolution
+        for step in range(self.steps):
+            chosen = torch.randint(len(near), (self.points // 2,), generator=random, device=device)
+            around = near[chosen] + cell * (torch.rand(len(chosen), 3, generator=random, device=device) - 0.5)
+            points = torch.cat([around, 2 * torch.rand(self.points // 2, 3, generator=random, device=device) - 1])
+            wanted = functional.grid_sample(
+                distances[None, None], points.view(1, -1, 1, 1, 3), padding_mode="border", align_corners=False
+            ).flatten()
+            output = model.query(points, gradients=True)
+            assert output.gradients is not None
+            loss = (output.values - wanted).abs().mean() + 0.02 * eikonal(output.gradients)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-2 * 0.05 ** (step / self.steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def lattice(bounds: Aabb, resolution: int) -> Tensor:
+    """(R^3, 3) centres of the cells of ``bounds``, x fastest."""
+    axis = (torch.arange(resolution) + 0.5) / resolution
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return bounds.low + bounds.extent * torch.stack([x, y, z], -1).reshape(-1, 3)
+
+
+def looked_at(camera: Camera, pixels: Pixels, points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Which of points (N, 3) the view has in its picture, and which it looks through, a margin before its depth."""
+    assert pixels.depths is not None and pixels.alphas is not None
+    depths = torch.where(pixels.alphas > 0.5, pixels.depths, torch.inf)
+    inside, empty = [], []
+    for part in points.split(CHUNK):
+        places, z = camera.project(part)
+        column, row = places.nan_to_num(-1.0).floor().long().unbind(-1)
+        shown = (z > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+        depth = depths[row.clamp(0, camera.height - 1), column.clamp(0, camera.width - 1)]
+        distance = (part - camera.position.to(part)).norm(dim=-1)
+        inside.append(shown)
+        empty.append(shown & (distance < depth - margin))
+    return torch.cat(inside), torch.cat(empty)
+
+
+def solid_distances(solid: Tensor) -> Tensor | None:
+    """(R, R, R) signed distances of the cells of [-1, 1]^3 to where solid and empty meet; None if all are one."""
+    from scipy.ndimage import distance_transform_edt
+
+    if not bool(solid.any()) or bool(solid.all()):
+        return None
+    mask, cell = solid.numpy(), 2 / solid.shape[0]
+    signed = distance_transform_edt(~mask) - distance_transform_edt(mask)
+    return torch.from_numpy(np.where(signed > 0, signed - 0.5, signed + 0.5).astype(np.float32)) * cell
