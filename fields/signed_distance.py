@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..cuda.native import CPU
 from ..cuda.sh_basis import sh_basis
@@ -36,11 +37,28 @@ class SignedDistanceConfig:
     """Outputs of the first network, the distance included."""
     sh_degree: int = 3
     """Highest spherical-harmonics band of the view direction, 0 to 4."""
+    bfloat16: bool | None = None
+    """Products of the colours' network in bfloat16; None = where the device has it. Distances are always in float32."""
     radius: float = 0.5
     """Of the sphere that it begins as, as a share of the bounds' smallest half extent."""
 
     def build(self, bounds: Aabb, device: torch.device = CPU) -> SignedDistance:
         return SignedDistance(self, bounds, device)
+
+
+class _Contract(torch.autograd.Function):
+    """(N, C) and (N, C, 3) -> (N, 3): sum over channels. What torch's own does backward takes four times as long."""
+
+    @staticmethod
+    def forward(ctx, slopes, jacobian):
+        ctx.save_for_backward(slopes, jacobian)
+        return torch.bmm(slopes[:, None], jacobian)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        slopes, jacobian = ctx.saved_tensors
+        return torch.bmm(jacobian, grad[:, :, None])[:, :, 0], slopes[:, :, None] * grad[:, None]
 
 
 class SignedDistance(nn.Module):
@@ -58,7 +76,9 @@ class SignedDistance(nn.Module):
         with torch.no_grad():
             self.network.weights[-1][0].zero_()
         inputs = (config.sh_degree + 1) ** 2 + 6 + config.geometry_features
-        self.color_network = None if config.color is None else config.color.build(inputs, 3, biases=True)
+        self.color_network = (
+            None if config.color is None else config.color.build(inputs, 3, biases=True, bfloat16=config.bfloat16)
+        )
         self.register_buffer("bounds_low", bounds.low.clone())
         self.register_buffer("bounds_high", bounds.high.clone())
         self.to(device)  # made on the CPU: the same first values everywhere
@@ -87,7 +107,7 @@ class SignedDistance(nn.Module):
             return FieldOutput(sphere + geometry[:, 0], features=geometry)
         features, jacobian = self.encoding.with_gradient(unit)
         geometry, slopes = self.network.with_gradient(torch.cat([features, place], -1))
-        by_unit = (slopes[:, :-3, None] * jacobian).sum(1) + 2 * slopes[:, -3:]
+        by_unit = _Contract.apply(slopes[:, :-3], jacobian) + 2 * slopes[:, -3:]
         gradient = by_unit / self.bounds.extent + away / length[:, None]
         colors = None if directions is None else self._color(directions, gradient, place, geometry)
         return FieldOutput(sphere + geometry[:, 0], gradient, colors, geometry)

@@ -78,9 +78,9 @@ def test_the_law_sharpens(run):
     law = open_run(run.folder).renderer.opacity
     if hasattr(law, "annealing"):
         assert law.annealing == 1
-        assert law.sharpness > 1.5 * neus.Config().sharpness
+        assert law.sharpness > 1.1 * neus.Config().sharpness
     else:
-        assert law.beta < volsdf.Config().beta / 1.5
+        assert law.beta < volsdf.Config().beta / 1.1
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
