@@ -56,6 +56,13 @@ def image_step():
     return replace(made, render=render, target=image(made.target)), weights
 
 
+def distances_step():
+    """Of a field of distances: its gradients matter wherever it was asked."""
+    made, weights = step()
+    slopes = weights[:, None] * torch.tensor([1.0, 2.0, -1.0])
+    return replace(made, render=replace(made.render, output=FieldOutput(weights, slopes))), weights
+
+
 def primitives_step():
     """Of a field of Gaussians."""
     field = GaussianField(from_points(torch.eye(3), torch.eye(3)), Aabb.cube())
@@ -78,6 +85,7 @@ def surfels_step():
 
 STEPS = {
     "DepthDistortion": surfels_step,
+    "Eikonal": distances_step,
     "NormalConsistency": surfels_step,
     "SsimL1": image_step,
     "MeanOpacity": primitives_step,
