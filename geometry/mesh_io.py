@@ -145,7 +145,6 @@ def _plain(mesh: Mesh, kind: str) -> bytes:
 
 def _glb(mesh: Mesh, turn: Tensor) -> bytes:
     import trimesh
-    from trimesh.exchange.gltf import export_glb
 
     vertices, faces, normals, colors = _arrays(mesh)
     made: Any = trimesh.Trimesh((vertices @ turn.T).numpy(), faces, process=False)
@@ -154,16 +153,26 @@ def _glb(mesh: Mesh, turn: Tensor) -> bytes:
     if colors is not None:
         made.vertex_attributes["_color"] = linear_from_srgb(colors.float().clamp(0, 1)).contiguous().numpy()
 
+    return export_matte(made, include_normals=normals is not None)
+
+
+def export_matte(made: Any, *, include_normals: bool) -> bytes:
+    """A trimesh as .glb: its material matte and seen from both sides, its ``_color`` attribute as COLOR_0."""
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
+
     def finish(tree: dict[str, Any]) -> None:
         tree["asset"]["generator"] = "polyfield"
+        (found,) = tree.get("materials", [{}])
         matte = {"baseColorFactor": [1, 1, 1, 1], "metallicFactor": 0, "roughnessFactor": 1}
+        matte = {**found.get("pbrMetallicRoughness", {}), **matte}
         tree["materials"] = [{"pbrMetallicRoughness": matte, "doubleSided": True}]
         for part in (p for m in tree["meshes"] for p in m["primitives"]):
             part["material"] = 0
             if "_color" in part["attributes"]:
                 part["attributes"]["COLOR_0"] = part["attributes"].pop("_color")
 
-    return bytes(export_glb(trimesh.Scene(made), include_normals=normals is not None, tree_postprocessor=finish))
+    return bytes(export_glb(trimesh.Scene(made), include_normals=include_normals, tree_postprocessor=finish))
 
 
 def _from_trimesh(part: Any, *, is_linear: bool) -> Mesh:

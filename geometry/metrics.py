@@ -8,13 +8,62 @@ input. So a finite number of samples leaves a floor: two samplings of one surfac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from .mesh_ops import sample_surface
+from .mesh_ops import face_areas, sample_surface
 from .types import Mesh
 
 SAMPLES = 200_000
+
+
+@dataclass(frozen=True)
+class SurfaceScores:
+    """A mesh beside the true one; distances are shares of the diagonal of the true mesh's bounding box."""
+
+    to_truth: float  # mean d(mesh -> truth): accuracy, large where the mesh has what is not there
+    from_truth: float  # mean d(truth -> mesh): completeness, large where the mesh lacks something
+    f_scores: dict[float, float]  # threshold, a share of the diagonal -> F-score
+    normal_consistency: float
+    floor: float  # the Chamfer distance of two samplings of the true surface itself
+    diagonal: float  # in the units of the meshes
+
+    @property
+    def chamfer(self) -> float:
+        """The mean of both directions."""
+        return (self.to_truth + self.from_truth) / 2
+
+
+def compare(
+    mesh: Mesh, truth: Mesh, *, thresholds: tuple[float, ...] = (0.01, 0.005), samples: int = SAMPLES
+) -> SurfaceScores:
+    """All measures of ``mesh`` by ``truth``, from one sampling of each.
+
+    Args:
+        mesh: what was reconstructed.
+        truth: what it should be, in the same frame and units.
+        thresholds: of the F-scores, as shares of the diagonal of ``truth``'s bounding box.
+        samples: points on each.
+
+    Raises:
+        ValueError: a mesh without any area.
+    """
+    (points, normals), (true_points, true_normals) = _sample(mesh, samples), _sample(truth, samples)
+    forward, to_true = nearest(points, true_points)
+    backward, to_mesh = nearest(true_points, points)
+    corners = truth.vertices[truth.faces].reshape(-1, 3)
+    diagonal = float((corners.amax(0) - corners.amin(0)).double().norm())
+    area = float(face_areas(truth).double().sum())
+    return SurfaceScores(
+        float(forward.mean()) / diagonal,
+        float(backward.mean()) / diagonal,
+        {share: _harmonic_mean(forward, backward, share * diagonal) for share in thresholds},
+        _alignment(normals, true_normals[to_true], true_normals, normals[to_mesh]),
+        0.5 * (area / samples) ** 0.5 / diagonal,
+        diagonal,
+    )
 
 
 def chamfer(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> float:
@@ -28,9 +77,7 @@ def f_score(a: Mesh | Tensor, b: Mesh | Tensor, threshold: float, *, samples: in
 
     Source: Knapitsch et al., "Tanks and Temples", SIGGRAPH 2017.
     """
-    forward, backward = distances(a, b, samples=samples)
-    precision, recall = float((forward <= threshold).double().mean()), float((backward <= threshold).double().mean())
-    return 2 * precision * recall / max(precision + recall, 1e-12)
+    return _harmonic_mean(*distances(a, b, samples=samples), threshold)
 
 
 def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
@@ -41,9 +88,7 @@ def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
     (points_a, normals_a), (points_b, normals_b) = _sample(a, samples), _sample(b, samples)
     _, nearest_b = nearest(points_a, points_b)
     _, nearest_a = nearest(points_b, points_a)
-    forward = (normals_a * normals_b[nearest_b]).sum(1).abs().double().mean()
-    backward = (normals_b * normals_a[nearest_a]).sum(1).abs().double().mean()
-    return float(forward + backward) / 2
+    return _alignment(normals_a, normals_b[nearest_b], normals_b, normals_a[nearest_a])
 
 
 def distances(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
@@ -63,6 +108,16 @@ def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         points.detach().double().cpu().numpy(), workers=torch.get_num_threads()
     )
     return torch.from_numpy(found).to(points.device), torch.from_numpy(index).to(points.device)
+
+
+def _harmonic_mean(forward: Tensor, backward: Tensor, threshold: float) -> float:
+    precision, recall = float((forward <= threshold).double().mean()), float((backward <= threshold).double().mean())
+    return 2 * precision * recall / max(precision + recall, 1e-12)
+
+
+def _alignment(a: Tensor, nearest_to_a: Tensor, b: Tensor, nearest_to_b: Tensor) -> float:
+    forward, backward = ((x * y).sum(1).abs().double().mean() for x, y in ((a, nearest_to_a), (b, nearest_to_b)))
+    return float(forward + backward) / 2
 
 
 def _sample(mesh: Mesh, samples: int) -> tuple[Tensor, Tensor]:

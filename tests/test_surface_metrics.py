@@ -1,9 +1,9 @@
 import pytest
 import torch
-from polyfield.geometry import Aabb
+from polyfield.geometry import Aabb, Mesh
 from polyfield.geometry.isosurface import isosurface
 from polyfield.geometry.mesh_ops import sample_surface
-from polyfield.geometry.metrics import chamfer, distances, f_score, nearest, normal_consistency
+from polyfield.geometry.metrics import chamfer, compare, distances, f_score, nearest, normal_consistency
 
 
 def ball(radius, resolution=48):
@@ -27,6 +27,55 @@ def test_concentric_spheres(small, large):
     assert f_score(small, large, 0.12, samples=5000) == 1
     assert normal_consistency(small, large, samples=5000) > 0.995
     assert chamfer(large, small, samples=5000) == pytest.approx(chamfer(small, large, samples=5000), abs=1e-6)
+
+
+def square(height=0.0, size=1.0):
+    """A flat square of two triangles at z = ``height``, its lower corner at the origin."""
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]) * size
+    return Mesh(corners + torch.tensor([0.0, 0.0, height]), torch.tensor([[0, 1, 2], [0, 2, 3]]))
+
+
+def test_a_mesh_beside_the_true_one(small, large):
+    scores = compare(small, large, thresholds=(0.12 / 2.078, 0.09 / 2.078), samples=20_000)
+    diagonal = 1.2 * 3**0.5
+    assert scores.diagonal == pytest.approx(diagonal, rel=2e-3)
+    assert scores.to_truth == pytest.approx(0.1 / diagonal, rel=0.02)
+    assert scores.from_truth == pytest.approx(0.1 / diagonal, rel=0.02)
+    assert list(scores.f_scores.values()) == [1, 0]
+    assert scores.normal_consistency > 0.995
+    assert compare(small, large, samples=20_000) == compare(small, large, samples=20_000), "the seed is fixed"
+    # The same numbers as those of the functions that measure one thing each.
+    assert scores.chamfer * scores.diagonal == pytest.approx(chamfer(small, large, samples=20_000))
+    assert scores.normal_consistency == normal_consistency(small, large, samples=20_000)
+
+
+def test_directions_of_the_distance_are_told_apart():
+    """Half of the truth is missing: what is there is right, but what is missing is far away."""
+    whole = square()
+    half = Mesh(whole.vertices * torch.tensor([0.5, 1.0, 1.0]), whole.faces)
+    scores = compare(half, whole, thresholds=(0.01,))
+    diagonal = 2**0.5
+    assert scores.diagonal == pytest.approx(diagonal)
+    assert scores.to_truth == pytest.approx(scores.floor, rel=0.1)
+    assert scores.from_truth == pytest.approx(0.125 / diagonal, rel=0.02), "0 on one half, 0.25 on average on the other"
+    recall = 0.5 + 0.01 * diagonal
+    assert scores.f_scores[0.01] == pytest.approx(2 * recall / (1 + recall), rel=0.01)
+    assert scores.normal_consistency == pytest.approx(1)
+    mirrored = compare(whole, half, thresholds=(0.01,))
+    assert mirrored.to_truth * mirrored.diagonal == pytest.approx(scores.from_truth * diagonal)
+
+
+def test_shifted_planes_and_turned_normals():
+    scores = compare(square(0.05), square(), thresholds=(0.03, 0.04))
+    assert scores.to_truth == pytest.approx(0.05 / 2**0.5, rel=2e-3)
+    assert list(scores.f_scores.values()) == [0, 1]
+    flipped = square()
+    assert compare(Mesh(flipped.vertices, flipped.faces.flip(1)), square()).normal_consistency == pytest.approx(1)
+    turn = torch.tensor([[1.0, 0, 0], [0, 0.5, -(0.75**0.5)], [0, 0.75**0.5, 0.5]])
+    turned = Mesh(flipped.vertices @ turn.T, flipped.faces)
+    assert compare(turned, square()).normal_consistency == pytest.approx(0.5, abs=1e-4), "60 degrees"
+    unused = Mesh(torch.cat([square().vertices, torch.full((1, 3), 1e6)]), square().faces)
+    assert compare(square(), unused).diagonal == pytest.approx(2**0.5), "vertices that nothing uses do not count"
 
 
 def test_the_floor_of_sampling(small):
@@ -55,3 +104,5 @@ def test_errors():
         nearest(torch.zeros(0, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"nearest: others: expected shape \(N, 3\) with N >= 1, got \(2, 2\)"):
         chamfer(torch.zeros(1, 3), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="sample_surface: mesh: expected triangles with an area"):
+        compare(square(size=0.0), square())

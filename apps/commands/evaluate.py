@@ -1,4 +1,4 @@
-"""Measure a run on its held-out views: PSNR, SSIM, LPIPS, and a contact sheet."""
+"""Measure a run: PSNR, SSIM, LPIPS on its held-out views, a contact sheet, and its mesh beside the true one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ def main(arguments: list[str]) -> None:
     parse(run, "evaluate", arguments)
 
 
-def run(run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6, device: str = "auto") -> None:
+def run(
+    run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6, mesh: str | None = None, device: str = "auto"
+) -> None:
     """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
 
     Args:
         run: folder that ``polyfield fit`` made.
         views_on_sheet: rows of the contact sheet, spread over the held-out views.
+        mesh: the true surface, a .glb, .ply or .obj file in the scene's own units, or `truth` for the one that the
+            built-in scene knows: RUN/mesh.* (if newer than the fit, else a mesh extracted now) is compared with it.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
+    from ..mesh_scores import summary
     from ..run import open_run
 
     opened = open_run(run, device)
     with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
-        metrics = evaluate(opened, views_on_sheet)
+        metrics = evaluate(opened, views_on_sheet, mesh)
     scores = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f}"
     scores += f", LPIPS {metrics['lpips']:.4f}" if metrics["lpips"] is not None else " (LPIPS: no weights at hand)"
     print(f"{len(metrics['views'])} held-out views at {metrics['width']}x{metrics['height']}: {scores}")
+    if mesh is not None:
+        print(summary(metrics["mesh"]))
     print(f"  {run}/metrics.json\n  {run}/contact_sheet.png")
 
 
-def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
+def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None) -> dict[str, Any]:
     """The same for an open run; returns what it writes."""
     import torch
 
@@ -46,10 +53,12 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
     from ..devices import CPU, describe, wait
     from ..errors import UserError
     from ..images import depth_picture, error_picture, photograph, save_png
+    from ..mesh_scores import mesh_scores
 
     scene = run.scene()
     if not scene.test:
         raise UserError(f"evaluate: {scene.name}: expected held-out views, found none; the scene has too few images")
+    surface = {} if mesh is None else {"mesh": mesh_scores(run, mesh)}
     spread = torch.linspace(0, len(scene.test) - 1, min(views_on_sheet, len(scene.test)), device=CPU)
     rows = set(spread.round().int().tolist())
     views, sheet = [], []
@@ -90,6 +99,7 @@ def evaluate(run: Any, views_on_sheet: int = 6) -> dict[str, Any]:
         "device": describe(run.device),
         "threads": torch.get_num_threads(),
         "instruction_set": native.isa(),
+        **surface,
     }
     text = json.dumps(metrics, indent=2) + "\n"
     write_whole(run.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))

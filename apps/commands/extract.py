@@ -1,4 +1,4 @@
-"""Extract a mesh from a run, with vertex colours, in the scene's own units.
+"""Extract a mesh from a run, with vertex colours or a texture, in the scene's own units.
 
 Fields of density: their level set. Gaussians: the depths of all training views, rendered and fused, since their density
 is not smooth; or the level set of the mixture's density.
@@ -16,6 +16,7 @@ import tyro
 
 from ..errors import UserError
 from ..parse import parse
+from ..texture_source import TextureSource
 
 MESH_ENDINGS = (".glb", ".obj", ".ply")
 
@@ -43,6 +44,8 @@ def run(
     cascades: int = 1,
     components: int = 1,
     target_faces: int | None = None,
+    texture: int | None = None,
+    texture_from: TextureSource = TextureSource.FIELD,
     device: str = "auto",
 ) -> None:
     """Write RUN's surface to a .glb, .ply or .obj file.
@@ -58,6 +61,9 @@ def run(
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all,
             as do several cascades, whose meshes are not connected.
         target_faces: decimate to about this many triangles.
+        texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
+            lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
+        texture_from: what the texture shows: the field, or the photographs, blended by how well they see each point.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ...geometry.mesh_io import save_mesh
@@ -69,6 +75,8 @@ def run(
         raise UserError(
             f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
         )
+    if texture is not None:
+        _check_textured(output, texture)
     opened = open_run(run, device)
     with warnings.catch_warnings(), enough_memory("extract", opened.device, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
@@ -83,12 +91,41 @@ def run(
             target_faces=target_faces,
         )
     try:
-        save_mesh(mesh, output)
+        files = [output]
+        if texture is None:
+            save_mesh(mesh, output)
+        else:
+            files = _save_textured(opened, mesh, output, texture, texture_from)
     except OSError as error:
         raise UserError(f"extract: --output: {output} could not be written ({error}); choose another file") from error
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
     size = " x ".join(f"{x:.3g}" for x in (high - low).tolist())
-    print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {output}")
+    names = ", ".join(map(str, files))
+    print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {names}")
+
+
+def _check_textured(output: Path, size: int) -> None:
+    """Before anything takes time."""
+    from ...geometry.textured_mesh import ENDINGS
+    from ..texturing import check_texture
+
+    check_texture(size)
+    if output.suffix.lower() not in ENDINGS:
+        raise UserError(
+            f"extract: --output: expected a file ending with {' or '.join(ENDINGS)} for a texture, got {output}; "
+            "rename it, or leave --texture out"
+        )
+
+
+def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: TextureSource) -> list[Path]:
+    from ...geometry.textured_mesh import save_textured
+    from ..devices import enough_memory
+    from ..texturing import texture_mesh
+
+    print(f"laying out {len(mesh.faces)} triangles and baking {size} x {size} texels from the {source.value} ...")
+    with enough_memory("extract", run.device, "ask for a smaller --texture"):
+        textured = texture_mesh(run, mesh, size, source)
+        return save_textured(textured, output)
 
 
 def extract_mesh(
