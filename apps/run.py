@@ -5,6 +5,7 @@ RUN/scene.safetensors    field and renderer as fitted, without optimizer state
 RUN/checkpoints/         step_*.safetensors, the newest two
 RUN/log.jsonl            one line per report while fitting
 RUN/metrics.json         written by ``polyfield evaluate``
+RUN/mesh.*               written by ``polyfield extract``
 RUN/previews/            pictures made while fitting
 """
 

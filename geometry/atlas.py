@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .mesh_ops import vertex_normals
+from .mesh_ops import face_areas, vertex_normals
 from .raster import covered, nearest_weights
 from .types import Mesh
 
@@ -64,12 +64,14 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
     import xatlas
 
     mesh = mesh.detach().to("cpu")
+    if not float(face_areas(mesh).sum()) > 0:
+        raise ValueError("make_atlas: mesh: expected finite triangles with an area, got none")
     normals = None if mesh.normals is None else mesh.normals.float().numpy()
     atlas = xatlas.Atlas()
-    # Charts see shape, not scale: xatlas takes very small triangles for degenerate ones.
-    centered = (mesh.vertices - mesh.vertices.mean(0)).float()
-    unit = centered / centered.abs().max().clamp_min(1e-30)
-    atlas.add_mesh(unit.numpy(), mesh.faces.int().numpy().astype("u4"), normals)
+    # Of a size at which xatlas, whose tolerances are absolute, takes no triangle for degenerate that is not.
+    scale = face_areas(mesh).double().mean().rsqrt()
+    scaled = ((mesh.vertices - mesh.vertices.mean(0)).double() * scale).float()
+    atlas.add_mesh(scaled.numpy(), mesh.faces.int().numpy().astype("u4"), normals)
     options = xatlas.PackOptions()
     options.resolution, options.padding = min(size, PACKED), PADDING
     options.bilinear, options.blockAlign = True, True
@@ -80,17 +82,35 @@ def make_atlas(mesh: Mesh, size: int) -> Atlas:
             "clean or simplify the mesh"
         )
     source, faces, uvs = (torch.from_numpy(array) for array in atlas[0])
-    source = source.long()
+    source, faces = source.long(), faces.long()
     uvs = uvs.double() * torch.tensor([atlas.width, atlas.height]) / max(atlas.width, atlas.height)
     pick = lambda t: None if t is None else t[source]  # noqa: E731
-    split = Mesh(mesh.vertices[source], faces.long(), pick(mesh.normals), pick(mesh.colors))
-    uvs = uvs.clamp(0, 1).float()
-    return Atlas(split, uvs, size, texel_faces(uvs, split.faces, size))
+    split = Mesh(mesh.vertices[source], faces, pick(mesh.normals), pick(mesh.colors))
+    in_chart = torch.from_numpy(atlas.get_mesh_vertex_assignment(0)[0].astype("i4")) == 0
+    uvs = _with_slivers(split.vertices, uvs.clamp(0, 1).float(), in_chart)
+    return Atlas(split, uvs, size, texel_faces(uvs, faces, size, in_chart[faces].all(1)))
 
 
-def texel_faces(uvs: Tensor, faces: Tensor, size: int) -> Tensor:
-    """(size * size,) int32: the triangle whose inside holds a texel's centre, or lies next to it; -1 = none."""
+def _with_slivers(vertices: Tensor, uvs: Tensor, in_chart: Tensor) -> Tensor:
+    """Vertices of triangles without area, which are in no chart, take the place of the nearest one that is."""
+    alone = (~in_chart).nonzero()[:, 0]
+    if len(alone) and bool(in_chart.any()):
+        from scipy.spatial import cKDTree
+
+        placed = in_chart.nonzero()[:, 0]
+        nearest = cKDTree(vertices[placed].numpy()).query(vertices[alone].numpy())[1]
+        uvs[alone] = uvs[placed[torch.from_numpy(nearest)]]
+    return uvs
+
+
+def texel_faces(uvs: Tensor, faces: Tensor, size: int, laid_out: Tensor | None = None) -> Tensor:
+    """(size * size,) int32: the triangle whose inside holds a texel's centre, or lies next to it; -1 = none.
+
+    ``laid_out`` (F,) bool: the triangles that count.
+    """
     corners = uvs.double()[faces] * size
+    if laid_out is not None:
+        corners = torch.where(laid_out[:, None, None], corners, torch.nan)
     none = len(faces)
     result = torch.full((size * size,), none, dtype=torch.int32)
     for triangle, texel, _ in covered(corners, size, size):

@@ -134,3 +134,13 @@ def test_errors(mesh):
         make_atlas(mesh, 8)
     with pytest.raises(ValueError, match="make_atlas: mesh: expected at least one triangle, got none"):
         make_atlas(Mesh(mesh.vertices, mesh.faces[:0]), 64)
+    with pytest.raises(ValueError, match="make_atlas: mesh: expected finite triangles with an area, got none"):
+        make_atlas(Mesh(mesh.vertices * 0, mesh.faces), 64)
+
+
+def test_triangles_without_area_take_no_texel():
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0.5, 0.5, 0]])
+    mesh = Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3], [0, 2, 4], [1, 1, 3]]))
+    atlas = make_atlas(mesh, 64)
+    assert set(atlas.texel_faces.tolist()) - {-1} == {0, 1}
+    assert torch.equal(atlas.mesh.vertices[atlas.mesh.faces], mesh.vertices[mesh.faces])

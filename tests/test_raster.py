@@ -52,11 +52,11 @@ def test_nearest_points_of_triangles_beside_a_search():
     torch.testing.assert_close(weights.sum(1), torch.ones(50).double())
     at = (corners * weights[..., None]).sum(1)
     torch.testing.assert_close((at - points).norm(dim=1), distance)
-    a, b = torch.meshgrid(*[torch.linspace(0, 1, 201).double()] * 2, indexing="ij")
+    a, b = torch.meshgrid(*[torch.linspace(0, 1, 101).double()] * 2, indexing="ij")
     grid = torch.stack([a, b, 1 - a - b], -1).view(-1, 3)
     grid = grid[grid[:, 2] >= -1e-9]
     searched = torch.cdist(points[:, None], grid @ corners).amin((1, 2))
-    assert (distance <= searched + 1e-9).all() and (searched - distance < 0.01).all()
+    assert (distance <= searched + 1e-9).all() and (searched - distance < 0.02).all()
     flat = torch.tensor([[[0.0, 0], [1, 0], [2, 0]]])
     found = nearest_weights(flat, torch.tensor([[1.5, 1.0]]))
     assert found[1] == 1 and found[0].isfinite().all()

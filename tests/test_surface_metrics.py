@@ -36,17 +36,17 @@ def square(height=0.0, size=1.0):
 
 
 def test_a_mesh_beside_the_true_one(small, large):
-    scores = compare(small, large, thresholds=(0.12 / 2.078, 0.09 / 2.078), samples=20_000)
+    scores = compare(small, large, thresholds=(0.12 / 2.078, 0.09 / 2.078), samples=5000)
     diagonal = 1.2 * 3**0.5
     assert scores.diagonal == pytest.approx(diagonal, rel=2e-3)
-    assert scores.to_truth == pytest.approx(0.1 / diagonal, rel=0.02)
-    assert scores.from_truth == pytest.approx(0.1 / diagonal, rel=0.02)
+    assert scores.to_truth == pytest.approx(0.1 / diagonal, rel=0.03)
+    assert scores.from_truth == pytest.approx(0.1 / diagonal, rel=0.03)
     assert list(scores.f_scores.values()) == [1, 0]
     assert scores.normal_consistency > 0.995
-    assert compare(small, large, samples=20_000) == compare(small, large, samples=20_000), "the seed is fixed"
+    assert compare(small, large, samples=5000) == compare(small, large, samples=5000), "the seed is fixed"
     # The same numbers as those of the functions that measure one thing each.
-    assert scores.chamfer * scores.diagonal == pytest.approx(chamfer(small, large, samples=20_000))
-    assert scores.normal_consistency == normal_consistency(small, large, samples=20_000)
+    assert scores.chamfer * scores.diagonal == pytest.approx(chamfer(small, large, samples=5000))
+    assert scores.normal_consistency == normal_consistency(small, large, samples=5000)
 
 
 def test_directions_of_the_distance_are_told_apart():

@@ -10,6 +10,7 @@ from polyfield.geometry import Aabb
 from polyfield.geometry.atlas import fill_gutters, make_atlas
 from polyfield.geometry.isosurface import isosurface
 from polyfield.geometry.mesh_io import load_mesh
+from polyfield.geometry.mesh_ops import face_areas
 from polyfield.geometry.textured_mesh import TexturedMesh, save_textured
 
 SIZE = 128
@@ -60,6 +61,8 @@ def test_another_program_finds_the_same_colors_at_the_same_points(textured, tmp_
         x, y, z = points.unbind(1)
         points = {"y": points, "z": torch.stack([x, -z, y], 1), "-y": torch.stack([x, -y, -z], 1)}[up]
     wanted = textured.vertices[textured.faces].mean(1)
+    solid = face_areas(textured.mesh) > 0
+    points, colors, wanted = points[solid], colors[solid], wanted[solid]
     torch.testing.assert_close(points, wanted, atol=1e-5, rtol=0)
     assert (colors - shade(wanted)).abs().max() < 0.03
     normals = torch.tensor(mesh.vertex_normals).float()
@@ -73,14 +76,15 @@ def test_load_mesh_makes_colors_of_vertices_of_it(textured, tmp_path, ending):
     save_textured(textured, path)
     found = load_mesh(path)
     torch.testing.assert_close(found.vertices, textured.vertices, atol=1e-6, rtol=0)
-    assert (found.colors - shade(found.vertices)).abs().mean() < 0.03
+    assert (found.colors - shade(found.vertices)).abs().max() < 0.05, "vertices of slivers too"
 
 
 def test_colors_between_texels(textured):
     weights = torch.full((len(textured.faces), 3), 1 / 3)
     colors = textured.colors_at(torch.arange(len(textured.faces)), weights)
     middles = textured.vertices[textured.faces].mean(1)
-    assert (colors - shade(middles)).abs().max() < 0.03
+    solid = face_areas(textured.mesh) > 0
+    assert (colors - shade(middles))[solid].abs().max() < 0.03
     two = torch.tensor([[[0, 0, 0], [200, 100, 0]], [[100, 0, 0], [100, 0, 0]]], dtype=torch.uint8)
     flat = TexturedMesh(
         torch.eye(3), torch.tensor([[0, 1, 2]]), torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.5, 0.5]]), two
