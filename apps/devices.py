@@ -71,9 +71,18 @@ def default_generator(device: torch.device) -> torch.Generator:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated."""
     if device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return _available()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _available() -> int:
+    """Bytes of the CPU's memory, with what the system would give back of its file cache."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def read_later(values: Tensor) -> Callable[[], list[float]]:

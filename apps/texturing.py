@@ -7,6 +7,7 @@ field's.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..datasets.scene import Frame
 from ..geometry import Camera, Mesh, Rays
-from ..geometry.atlas import Atlas, fill_gutters, make_atlas, texture_memory
+from ..geometry.atlas import fill_gutters, make_atlas, texture_memory
 from ..geometry.mesh_ops import transform
 from ..geometry.raster import see_mesh
 from ..geometry.textured_mesh import TexturedMesh
@@ -23,6 +24,7 @@ from ..geometry.transforms import similarity_inverse
 from ..renderers.volume import VolumeRenderer
 from .devices import CPU, free_memory
 from .errors import UserError
+from .normal_map import bake_normals
 from .run import Run
 from .texture_source import TextureSource
 
@@ -46,8 +48,15 @@ def check_texture(size: int) -> None:
 
 
 @torch.no_grad()
-def texture_mesh(run: Run, mesh: Mesh, size: int, source: TextureSource = TextureSource.FIELD) -> TexturedMesh:
-    """A mesh in the scene's own units -> the same, textured with size x size texels.
+def texture_mesh(
+    run: Run,
+    mesh: Mesh,
+    size: int,
+    source: TextureSource = TextureSource.FIELD,
+    *,
+    normal_map: bool = False,
+) -> TexturedMesh:
+    """A mesh in the scene's own units -> the same, textured with size x size texels, and a normal map of them if asked.
 
     Raises:
         UserError: a size that does not fit into memory, a mesh without triangles.
@@ -70,12 +79,9 @@ def texture_mesh(run: Run, mesh: Mesh, size: int, source: TextureSource = Textur
         colors[rest] = field_colors(run, points[rest], normals[rest])
         texture[part] = (colors.clamp(0, 1) * 255).round().to(torch.uint8)
     picture = fill_gutters(texture.view(size, size, 3), filled.view(size, size))
-    return _in_world(atlas, picture, to_world)
-
-
-def _in_world(atlas: Atlas, picture: Tensor, to_world: Tensor) -> TexturedMesh:
-    mesh = transform(atlas.mesh, to_world)
-    return TexturedMesh(mesh.vertices, mesh.faces, atlas.uvs, picture, mesh.normals)
+    directions = bake_normals(run, atlas, PORTION) if normal_map else None
+    moved = transform(replace(atlas.mesh, normals=atlas.normals), to_world)
+    return TexturedMesh(moved.vertices, moved.faces, atlas.uvs, picture, moved.normals, directions)
 
 
 def field_colors(run: Any, points: Tensor, normals: Tensor) -> Tensor:

@@ -30,10 +30,15 @@ class Atlas:
     size: int  # texels a side
     texel_faces: Tensor  # (size * size,) int32: the triangle that a texel shows, -1 = none
 
+    @property
+    def normals(self) -> Tensor:
+        """(V, 3) unit, of the vertices; computed if the mesh has none."""
+        return vertex_normals(self.mesh) if self.mesh.normals is None else self.mesh.normals
+
     def points(self, texels: Tensor) -> tuple[Tensor, Tensor]:
         """Texels (N,) that show something -> where on the surface (N, 3), and its unit normals (N, 3)."""
         corners, weights = self.weights(texels)
-        normals = vertex_normals(self.mesh) if self.mesh.normals is None else self.mesh.normals
+        normals = self.normals
         at = (self.mesh.vertices[corners] * weights[..., None]).sum(1)
         return at, torch.nn.functional.normalize((normals[corners] * weights[..., None]).sum(1), dim=1)
 

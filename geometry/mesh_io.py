@@ -157,7 +157,7 @@ def _glb(mesh: Mesh, turn: Tensor) -> bytes:
 
 
 def export_matte(made: Any, *, include_normals: bool) -> bytes:
-    """A trimesh as .glb: its material matte and seen from both sides, its ``_color`` attribute as COLOR_0."""
+    """A trimesh as .glb: matte, seen from both sides; attributes ``_color``, ``_tangent`` as COLOR_0, TANGENT."""
     import trimesh
     from trimesh.exchange.gltf import export_glb
 
@@ -166,11 +166,12 @@ def export_matte(made: Any, *, include_normals: bool) -> bytes:
         (found,) = tree.get("materials", [{}])
         matte = {"baseColorFactor": [1, 1, 1, 1], "metallicFactor": 0, "roughnessFactor": 1}
         matte = {**found.get("pbrMetallicRoughness", {}), **matte}
-        tree["materials"] = [{"pbrMetallicRoughness": matte, "doubleSided": True}]
+        tree["materials"] = [{**found, "pbrMetallicRoughness": matte, "doubleSided": True}]
         for part in (p for m in tree["meshes"] for p in m["primitives"]):
             part["material"] = 0
-            if "_color" in part["attributes"]:
-                part["attributes"]["COLOR_0"] = part["attributes"].pop("_color")
+            for own, name in (("_color", "COLOR_0"), ("_tangent", "TANGENT")):
+                if own in part["attributes"]:
+                    part["attributes"][name] = part["attributes"].pop(own)
 
     return bytes(export_glb(trimesh.Scene(made), include_normals=include_normals, tree_postprocessor=finish))
 

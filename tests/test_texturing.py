@@ -141,10 +141,10 @@ def test_a_run_textured_from_its_photographs(opened):
 
 def test_extract_with_a_texture(run, tmp_path, capsys):
     options = ["--resolution", "32", "--target-faces", "600", "--texture", "128"]
-    for ending, count in (("glb", 1), ("obj", 3)):
+    for ending, count in (("glb", 1), ("obj", 4)):
         path = tmp_path / ending / f"mesh.{ending}"
         path.parent.mkdir()
-        assert main(["extract", str(run), "--output", str(path), *options]) == 0
+        assert main(["extract", str(run), "--output", str(path), *options, *["--normal-map"][: count > 1]]) == 0
         assert len(list(path.parent.iterdir())) == count
         mesh = load_mesh(path)
         assert 200 < len(mesh.faces) <= 700
@@ -155,6 +155,8 @@ def test_extract_with_a_texture(run, tmp_path, capsys):
 def test_errors(run, opened, tmp_path, capsys, monkeypatch):
     assert main(["extract", str(run), "--output", str(tmp_path / "mesh.ply"), "--texture", "64"]) == 2
     assert "extract: --output: expected a file ending with .glb or .obj for a texture" in capsys.readouterr().err
+    assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--normal-map"]) == 2
+    assert "extract: --normal-map: expected --texture as well, got none" in capsys.readouterr().err
     assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--texture", "4"]) == 2
     assert "extract: --texture: expected at least 16 texels a side, got 4" in capsys.readouterr().err
     monkeypatch.setattr(texturing, "free_memory", lambda device: 2 << 30)

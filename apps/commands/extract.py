@@ -46,6 +46,7 @@ def run(
     target_faces: int | None = None,
     texture: int | None = None,
     texture_from: TextureSource = TextureSource.FIELD,
+    normal_map: bool = False,
     device: str = "auto",
 ) -> None:
     """Write RUN's surface to a .glb, .ply or .obj file.
@@ -63,6 +64,7 @@ def run(
         target_faces: decimate to about this many triangles.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
+        normal_map: with --texture, the directions of the field's gradients as a normal map: for decimated meshes.
         texture_from: what the texture shows: the field, or the photographs, blended by how well they see each point.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
@@ -77,6 +79,8 @@ def run(
         )
     if texture is not None:
         _check_textured(output, texture)
+    elif normal_map:
+        raise UserError("extract: --normal-map: expected --texture as well, got none; say how large, as --texture 2048")
     opened = open_run(run, device)
     with warnings.catch_warnings(), enough_memory("extract", opened.device, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
@@ -95,7 +99,7 @@ def run(
         if texture is None:
             save_mesh(mesh, output)
         else:
-            files = _save_textured(opened, mesh, output, texture, texture_from)
+            files = _save_textured(opened, mesh, output, texture, texture_from, normal_map)
     except OSError as error:
         raise UserError(f"extract: --output: {output} could not be written ({error}); choose another file") from error
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
@@ -117,14 +121,14 @@ def _check_textured(output: Path, size: int) -> None:
         )
 
 
-def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: TextureSource) -> list[Path]:
+def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: TextureSource, normal_map: bool) -> list[Path]:
     from ...geometry.textured_mesh import save_textured
     from ..devices import enough_memory
     from ..texturing import texture_mesh
 
     print(f"laying out {len(mesh.faces)} triangles and baking {size} x {size} texels from the {source.value} ...")
     with enough_memory("extract", run.device, "ask for a smaller --texture"):
-        textured = texture_mesh(run, mesh, size, source)
+        textured = texture_mesh(run, mesh, size, source, normal_map=normal_map)
         return save_textured(textured, output)
 
 
