@@ -9,6 +9,6 @@ class TextureSource(Enum):
     """Where a texture's colours are from."""
 
     FIELD = "field"
-    """What the fitted field shows of the surface, looked at against its normal."""
+    """What the fitted field shows of the surface, looked at as the photographs do."""
     PHOTOGRAPHS = "photographs"
     """The photographs that see a point, blended; the field where none does."""

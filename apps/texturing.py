@@ -1,12 +1,14 @@
 """A run's mesh with a picture on it: what its field, or its photographs, show at every texel.
 
-From the field: a ray against the normal, through the surface alone, as the renderer would draw it. From the
-photographs: the mean of those that see the point, each by how squarely and how closely it looks; what none sees is the
-field's.
+From the photographs: the mean of those that see the point, each by how squarely and how closely it looks; what none
+sees is the field's. From the field: a ray through the surface alone, as the renderer would draw it, in the mean of the
+directions in which photographs look at the point, weighted alike, since no other direction has taught the field.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -69,14 +71,15 @@ def texture_mesh(
         raise UserError(f"extract: --texture: {error}") from error
     filled = atlas.texel_faces >= 0
     texels = filled.nonzero()[:, 0]
-    views = run.scene().train if source is TextureSource.PHOTOGRAPHS else ()
-    blend = PhotographBlend(atlas.mesh, views)
+    views = Views(atlas.mesh, _photographs(run, source))
     texture = torch.zeros(size * size, 3, dtype=torch.uint8)
     for part in texels.split(PORTION):
         points, normals = atlas.points(part)
-        colors, known = blend.colors(points, normals)
+        colors, known = torch.zeros_like(points), torch.zeros(len(points), dtype=torch.bool)
+        if source is TextureSource.PHOTOGRAPHS:
+            colors, known = views.colors(points, normals)
         rest = (~known).nonzero()[:, 0]
-        colors[rest] = field_colors(run, points[rest], normals[rest])
+        colors[rest] = field_colors(run, points[rest], views.directions(points[rest], normals[rest]))
         texture[part] = (colors.clamp(0, 1) * 255).round().to(torch.uint8)
     picture = fill_gutters(texture.view(size, size, 3), filled.view(size, size))
     directions = bake_normals(run, atlas, PORTION) if normal_map else None
@@ -84,9 +87,9 @@ def texture_mesh(
     return TexturedMesh(moved.vertices, moved.faces, atlas.uvs, picture, moved.normals, directions)
 
 
-def field_colors(run: Any, points: Tensor, normals: Tensor) -> Tensor:
-    """(N, 3) on the CPU: what the field shows at points (N, 3) in the scene's frame, seen against normals (N, 3)."""
-    points, inwards = points.to(run.device), -normals.to(run.device)
+def field_colors(run: Any, points: Tensor, directions: Tensor) -> Tensor:
+    """(N, 3) on the CPU: what the field shows at points (N, 3), scene frame, to who looks along unit ones (N, 3)."""
+    points, inwards = points.to(run.device), directions.to(run.device)
     colors = run.field.query(points, inwards).colors
     if isinstance(run.renderer, VolumeRenderer) and len(points):
         reach = REACH * run.renderer.step
@@ -98,8 +101,19 @@ def field_colors(run: Any, points: Tensor, normals: Tensor) -> Tensor:
     return colors.to(CPU)
 
 
-class PhotographBlend:
-    """Photographs as projectors; which points each sees is known from the mesh's depth in it."""
+def _photographs(run: Run, source: TextureSource) -> tuple[Frame, ...]:
+    """What the run was fitted to. A field can do without."""
+    try:
+        return run.scene().train
+    except (OSError, ValueError) as error:
+        if source is TextureSource.PHOTOGRAPHS:
+            raise
+        print(f"note: extract: colours are those seen against the normals: {error}", file=sys.stderr)
+        return ()
+
+
+class Views:
+    """The photographs that a mesh was fitted to; which points each sees is known from the mesh's depth in it."""
 
     def __init__(self, mesh: Mesh, frames: tuple[Frame, ...]) -> None:
         self.frames = frames
@@ -108,16 +122,27 @@ class PhotographBlend:
     def colors(self, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
         """Points (N, 3) with unit normals, scene frame -> colours (N, 3), and which of them are known (N,)."""
         total, weights = torch.zeros_like(points), points.new_zeros(len(points), 1)
+        for frame, index, position, weight in self._seeing(points, normals):
+            colors, opaque = _looked_up(frame, position)
+            share = (weight * opaque)[:, None]
+            total[index] += colors * share
+            weights[index] += share
+        return total / weights.clamp_min(1e-12), weights[:, 0] > 1e-6
+
+    def directions(self, points: Tensor, normals: Tensor) -> Tensor:
+        """(N, 3) unit: how the photographs look at points, on average; against the normal where none does."""
+        total = -1e-6 * normals
+        for frame, index, _, weight in self._seeing(points, normals):
+            total[index] += normalize(points[index] - frame.camera.position, dim=1) * weight[:, None]
+        return normalize(total, dim=1)
+
+    def _seeing(self, points: Tensor, normals: Tensor) -> Iterator[tuple[Frame, Tensor, Tensor, Tensor]]:
+        """Each photograph, which points it sees (M,), where in it (M, 2), and how much it should count there (M,)."""
         for frame, depths in zip(self.frames, self.depths, strict=True):
             seen, position, weight = self._seen(frame, depths, points, normals)
             index = seen.nonzero()[:, 0]
-            if not len(index):
-                continue
-            colors, opaque = _looked_up(frame, position[index])
-            weight = (weight[index] * opaque)[:, None]
-            total[index] += colors * weight
-            weights[index] += weight
-        return total / weights.clamp_min(1e-12), weights[:, 0] > 1e-6
+            if len(index):
+                yield frame, index, position[index], weight[index]
 
     def _seen(self, frame: Frame, depths: Tensor, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether a photograph sees points (N,), where (N, 2), and how much it should count (N,)."""

@@ -73,9 +73,9 @@ def test_the_runs_own_mesh_counts_if_it_is_of_this_fit(run, truth, tmp_path, cap
     lifted = Mesh(truth.vertices + torch.tensor([0.0, 0.0, 0.02]), truth.faces)
     path = run / "mesh.ply"
     save_mesh(lifted, path)
-    save_mesh(truth, tmp_path / "truth.obj")
+    save_mesh(truth, tmp_path / "truth.ply")
     try:
-        assert main(["evaluate", str(run), "--mesh", str(tmp_path / "truth.obj")]) == 0
+        assert main(["evaluate", str(run), "--mesh", str(tmp_path / "truth.ply")]) == 0
         scores = metrics(run)["mesh"]
         assert scores["source"] == "mesh.ply"
         assert scores["diagonal"] == pytest.approx(float((truth.vertices.amax(0) - truth.vertices.amin(0)).norm()))

@@ -7,7 +7,7 @@ from polyfield.apps.__main__ import main
 from polyfield.apps.errors import UserError
 from polyfield.apps.run import open_run
 from polyfield.apps.texture_source import TextureSource
-from polyfield.apps.texturing import PhotographBlend, field_colors, texture_mesh
+from polyfield.apps.texturing import Views, field_colors, texture_mesh
 from polyfield.datasets import demo
 from polyfield.datasets.scene import Frame
 from polyfield.geometry import Aabb, Camera, Mesh
@@ -51,7 +51,9 @@ def test_the_texture_shows_what_the_field_shows(opened):
     textured = texture_mesh(opened, ball(), 256)
     faces = torch.arange(len(textured.faces))
     found = textured.colors_at(faces, torch.full((len(faces), 3), 1 / 3))
-    wanted = field_colors(opened, *middles(in_scene(opened, textured.mesh)))
+    mesh = in_scene(opened, textured.mesh)
+    points, normals = middles(mesh)
+    wanted = field_colors(opened, points, Views(mesh, opened.scene().train).directions(points, normals))
     torch.testing.assert_close(textured.vertices[textured.faces], ball().vertices[ball().faces], atol=1e-5, rtol=0)
     assert (found - wanted).abs().mean() < 0.02
     assert wanted.std(0).min() > 0.05, "stripes"
@@ -60,13 +62,13 @@ def test_the_texture_shows_what_the_field_shows(opened):
 def test_a_ray_sees_the_surface_and_nothing_else(opened):
     """What lies beyond its reach, as the backdrop does, has no share; where it meets nothing, the field is asked."""
     points, normals = middles(in_scene(opened, ball()))
-    colors = field_colors(opened, points, normals)
+    colors = field_colors(opened, points, -normals)
     opened.renderer.background.color = opened.renderer.backdrop * 0
-    assert (colors - field_colors(opened, points, normals)).abs().max() < 1e-3
+    assert (colors - field_colors(opened, points, -normals)).abs().max() < 1e-3
     nowhere = torch.tensor([[0.0, 0.0, 0.95]])
     up = torch.tensor([[0.0, 0.0, 1.0]])
     wanted = opened.field.query(nowhere, -up).colors
-    torch.testing.assert_close(field_colors(opened, nowhere, up), wanted.detach())
+    torch.testing.assert_close(field_colors(opened, nowhere, -up), wanted.detach())
     assert field_colors(opened, nowhere[:0], up[:0]).shape == (0, 3)
 
 
@@ -97,13 +99,43 @@ def around(count, distance=2.0):
 
 def test_photographs_blend_to_the_surfaces_own_colors():
     mesh = isosurface(lambda p: p.norm(dim=1) - 0.6, Aabb.cube(), 24)
-    blend = PhotographBlend(mesh, photographed(mesh, around(14)))
+    blend = Views(mesh, photographed(mesh, around(14)))
     colors, known = blend.colors(mesh.vertices, mesh.normals)
     assert known.float().mean() > 0.97
     error = (colors - shade(mesh.vertices))[known].abs()
     assert error.mean() < 0.01 and error.max() < 0.08
-    none, unknown = PhotographBlend(mesh, ()).colors(mesh.vertices, mesh.normals)
+    none, unknown = Views(mesh, ()).colors(mesh.vertices, mesh.normals)
     assert not unknown.any() and none.shape == mesh.vertices.shape
+
+
+def test_directions_are_those_of_the_photographs():
+    """One that sees a point alone gives its own; where none does, and without any, it is against the normal."""
+    mesh = isosurface(lambda p: p.norm(dim=1) - 0.6, Aabb.cube(), 16)
+    poses = around(14)
+    one = Views(mesh, photographed(mesh, poses[:1]))
+    seen = one.colors(mesh.vertices, mesh.normals)[1]
+    found = one.directions(mesh.vertices, mesh.normals)
+    own = torch.nn.functional.normalize(mesh.vertices - poses[0][:3, 3], dim=1)
+    assert seen.any() and not seen.all()
+    torch.testing.assert_close(found[seen], own[seen], atol=1e-3, rtol=0)
+    behind = (own * mesh.normals).sum(1) > 0
+    torch.testing.assert_close(found[behind], -mesh.normals[behind])
+    torch.testing.assert_close(Views(mesh, ()).directions(mesh.vertices, mesh.normals), -mesh.normals)
+    among = Views(mesh, photographed(mesh, poses)).directions(mesh.vertices, mesh.normals)
+    torch.testing.assert_close(among.norm(dim=1), torch.ones(len(among)))
+    assert ((among * -mesh.normals).sum(1) > texturing.GRAZING).all()
+
+
+def test_without_its_photographs_a_field_still_has_a_texture(opened, monkeypatch, capsys):
+    def gone(self):
+        raise UserError("/x: expected a folder with a data set, found nothing there")
+
+    monkeypatch.setattr("polyfield.apps.run.Run.scene", gone)
+    textured = texture_mesh(opened, ball(), 64)
+    assert textured.texture.float().std() > 10
+    assert "note: extract: colours are those seen against the normals" in capsys.readouterr().err
+    with pytest.raises(UserError, match="found nothing there"):
+        texture_mesh(opened, ball(), 64, TextureSource.PHOTOGRAPHS)
 
 
 def test_what_a_photograph_does_not_see_it_does_not_color():
@@ -115,7 +147,7 @@ def test_what_a_photograph_does_not_see_it_does_not_color():
     mesh = joined([front, back])
     paint = lambda p: torch.where(p[:, 2:] > 0.2, p.new_tensor([1.0, 0, 0]), p.new_tensor([0.0, 0, 1.0]))  # noqa: E731
     above = look_at(torch.tensor([0.0, 0.02, 2.0]), torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]))
-    blend = PhotographBlend(mesh, photographed(mesh, [above], paint))
+    blend = Views(mesh, photographed(mesh, [above], paint))
     x, y = torch.meshgrid(*[torch.linspace(-0.45, 0.45, 40)] * 2, indexing="ij")
     points = torch.stack([x, y, torch.zeros_like(x)], -1).view(-1, 3)
     colors, known = blend.colors(points, facing[:1].expand_as(points))
@@ -126,13 +158,13 @@ def test_what_a_photograph_does_not_see_it_does_not_color():
     assert not away.any(), "the other side"
     masked = photographed(mesh, [above], paint)[0]
     masked = Frame("masked", masked.camera, masked.colors, mask=torch.zeros(160, 160, dtype=torch.bool))
-    assert not PhotographBlend(mesh, (masked,)).colors(points, facing[:1].expand_as(points))[1].any()
+    assert not Views(mesh, (masked,)).colors(points, facing[:1].expand_as(points))[1].any()
 
 
 def test_photographs_of_the_demo_show_its_own_colors(opened):
     """Solids that hide one another; glossy in the photographs, matte in the mesh."""
     mesh = in_scene(opened, demo.demo_mesh(demo.parts(), 24))
-    blend = PhotographBlend(mesh, opened.scene().train)
+    blend = Views(mesh, opened.scene().train)
     colors, known = blend.colors(mesh.vertices, mesh.normals)
     areas = torch.zeros(len(mesh.vertices))
     for k in range(3):
@@ -148,10 +180,11 @@ def test_a_run_textured_from_its_photographs(opened):
     faces = torch.arange(len(textured.faces))
     found = textured.colors_at(faces, torch.full((len(faces), 3), 1 / 3))
     mesh = in_scene(opened, textured.mesh)
-    places = middles(mesh)
-    wanted, known = PhotographBlend(mesh, opened.scene().train).colors(*places)
+    points, normals = middles(mesh)
+    views = Views(mesh, opened.scene().train)
+    wanted, known = views.colors(points, normals)
     assert 0.5 < known.float().mean() <= 1
-    wanted = torch.where(known[:, None], wanted, field_colors(opened, *places))
+    wanted = torch.where(known[:, None], wanted, field_colors(opened, points, views.directions(points, normals)))
     assert (found - wanted).abs().mean() < 0.03
 
 
