@@ -72,6 +72,7 @@ def texture_mesh(
     filled = atlas.texel_faces >= 0
     texels = filled.nonzero()[:, 0]
     views = Views(atlas.mesh, _photographs(run, source))
+    looks = views.directions(atlas.mesh.vertices, atlas.normals)  # vary little: interpolated between vertices
     texture = torch.zeros(size * size, 3, dtype=torch.uint8)
     for part in texels.split(PORTION):
         points, normals = atlas.points(part)
@@ -79,7 +80,9 @@ def texture_mesh(
         if source is TextureSource.PHOTOGRAPHS:
             colors, known = views.colors(points, normals)
         rest = (~known).nonzero()[:, 0]
-        colors[rest] = field_colors(run, points[rest], views.directions(points[rest], normals[rest]))
+        corners, weights = atlas.weights(part[rest])
+        along = normalize((looks[corners] * weights[..., None]).sum(1), dim=1)
+        colors[rest] = field_colors(run, points[rest], along)
         texture[part] = (colors.clamp(0, 1) * 255).round().to(torch.uint8)
     picture = fill_gutters(texture.view(size, size, 3), filled.view(size, size))
     directions = bake_normals(run, atlas, PORTION) if normal_map else None
@@ -131,7 +134,7 @@ class Views:
 
     def directions(self, points: Tensor, normals: Tensor) -> Tensor:
         """(N, 3) unit: how the photographs look at points, on average; against the normal where none does."""
-        total = -1e-6 * normals
+        total = -1e-9 * normals
         for frame, index, _, weight in self._seeing(points, normals):
             total[index] += normalize(points[index] - frame.camera.position, dim=1) * weight[:, None]
         return normalize(total, dim=1)
