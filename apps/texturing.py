@@ -1,8 +1,8 @@
 """A run's mesh with a picture on it: what its field, or its photographs, show at every texel.
 
 From the photographs: the mean of those that see the point, each by how squarely and how closely it looks; what none
-sees is the field's. From the field: a ray through the surface alone, as the renderer would draw it, in the mean of the
-directions in which photographs look at the point, weighted alike, since no other direction has taught the field.
+sees is the field's. From the field: a ray through the surface alone, as the renderer would draw it, in the direction of
+the photograph that counts most there, since a field knows nothing of directions in which no photograph looks.
 """
 
 from __future__ import annotations
@@ -133,11 +133,14 @@ class Views:
         return total / weights.clamp_min(1e-12), weights[:, 0] > 1e-6
 
     def directions(self, points: Tensor, normals: Tensor) -> Tensor:
-        """(N, 3) unit: how the photographs look at points, on average; against the normal where none does."""
-        total = -1e-9 * normals
+        """(N, 3) unit: how the photograph that counts most looks at points; against the normal where none does."""
+        result, most = -normals, torch.zeros_like(points[:, 0])
         for frame, index, _, weight in self._seeing(points, normals):
-            total[index] += normalize(points[index] - frame.camera.position, dim=1) * weight[:, None]
-        return normalize(total, dim=1)
+            better = weight > most[index]
+            chosen = index[better]
+            result[chosen] = normalize(points[chosen] - frame.camera.position, dim=1)
+            most[chosen] = weight[better]
+        return result
 
     def _seeing(self, points: Tensor, normals: Tensor) -> Iterator[tuple[Frame, Tensor, Tensor, Tensor]]:
         """Each photograph, which points it sees (M,), where in it (M, 2), and how much it should count there (M,)."""
