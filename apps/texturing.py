@@ -20,7 +20,7 @@ from ..datasets.scene import Frame
 from ..geometry import Camera, Mesh, Rays
 from ..geometry.atlas import fill_gutters, make_atlas, texture_memory
 from ..geometry.mesh_ops import transform
-from ..geometry.raster import see_mesh
+from ..geometry.raster import bilinear, see_mesh
 from ..geometry.textured_mesh import TexturedMesh
 from ..geometry.transforms import similarity_inverse
 from ..renderers.volume import VolumeRenderer
@@ -172,19 +172,9 @@ def _nearest_around(depths: Tensor) -> Tensor:
 
 
 def _looked_up(frame: Frame, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours (N, 3) at pixel positions (N, 2), bilinear, and whether all four pixels count and are opaque (N,)."""
+    """Colours (N, 3) at pixel positions (N, 2), and whether the pixels that they are of count and are opaque (N,)."""
     usable = torch.ones(frame.colors.shape[:2]) if frame.mask is None else frame.mask.float()
     if frame.alphas is not None:
         usable = usable * (frame.alphas > 250)
-    corner = (position - 0.5).floor()
-    share = position - 0.5 - corner
-    height, width = usable.shape
-    colors, opaque = position.new_zeros(len(position), 3), torch.ones(len(position))
-    for dx in (0, 1):
-        for dy in (0, 1):
-            column = (corner[:, 0].long() + dx).clamp(0, width - 1)
-            row = (corner[:, 1].long() + dy).clamp(0, height - 1)
-            part = (share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 - share[:, 1])
-            colors += part[:, None] * frame.colors[row, column].float() / 255
-            opaque = opaque * usable[row, column]
-    return colors, opaque
+    opaque = bilinear(usable[..., None], position)[:, 0] > 0.999
+    return bilinear(frame.colors, position) / 255, opaque.float()

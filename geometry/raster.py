@@ -97,6 +97,21 @@ def _beyond_edges(corners: Tensor, points: Tensor) -> Tensor:
     return most
 
 
+def bilinear(picture: Tensor, position: Tensor) -> Tensor:
+    """A picture (H, W, C) of any type at pixel positions (N, 2) -> (N, C) float32, between the four nearest centres."""
+    height, width, channels = picture.shape
+    first = (position - 0.5).floor()
+    share = (position - 0.5 - first).float()
+    result = share.new_zeros(len(position), channels)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            column = (first[:, 0].long() + dx).clamp(0, width - 1)
+            row = (first[:, 1].long() + dy).clamp(0, height - 1)
+            part = (share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 - share[:, 1])
+            result += part[:, None] * picture[row, column].float()
+    return result
+
+
 @dataclass(frozen=True)
 class SeenMesh:
     """What a camera sees of a mesh."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .mesh_io import export_matte, turn_to_y_up
+from .raster import bilinear
 from .tangents import frames, vertex_tangents
 from .types import Mesh, _TensorDataclass
 from .whole_file import write_whole_file
@@ -60,17 +61,7 @@ class TexturedMesh(_TensorDataclass):
     def _looked_up(self, picture: Tensor, faces: Tensor, weights: Tensor) -> Tensor:
         height, width = picture.shape[:2]
         uv = (self.uvs[self.faces[faces]] * weights[..., None]).sum(1)
-        position = uv * uv.new_tensor([width, height]) - 0.5
-        first = position.floor()
-        share = position - first
-        result = position.new_zeros(len(uv), 3)
-        for dx in (0, 1):
-            for dy in (0, 1):
-                column = (first[:, 0].long() + dx).clamp(0, width - 1)
-                row = (first[:, 1].long() + dy).clamp(0, height - 1)
-                part = (share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 - share[:, 1])
-                result += part[:, None] * picture[row, column].float() / 255
-        return result
+        return bilinear(picture, uv * uv.new_tensor([width, height])) / 255
 
 
 def save_textured(mesh: TexturedMesh, path: str | os.PathLike[str], *, up: str = "z") -> list[Path]:

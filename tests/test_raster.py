@@ -1,7 +1,7 @@
 import pytest
 import torch
 from polyfield.geometry import Camera, CameraModel, Mesh
-from polyfield.geometry.raster import barycentric, covered, nearest_weights, see_mesh
+from polyfield.geometry.raster import barycentric, bilinear, covered, nearest_weights, see_mesh
 from polyfield.geometry.transforms import look_at
 
 
@@ -92,3 +92,14 @@ def test_what_a_camera_sees():
     )
     assert (away.faces == -1).all() and away.z_depths.isinf().all()
     assert camera.model is CameraModel.PINHOLE
+
+
+def test_between_pixels():
+    """A picture that is linear in x and y is found at any place within the outermost centres, and held outside."""
+    y, x = torch.meshgrid(torch.arange(5) + 0.5, torch.arange(7) + 0.5, indexing="ij")
+    places = torch.rand(100, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([6.0, 4.0]) + 0.5
+    torch.testing.assert_close(bilinear(torch.stack([x, 10 * y], -1), places), places * torch.tensor([1.0, 10.0]))
+    corner = bilinear(torch.stack([x, y], -1), torch.tensor([[0.0, 0.0], [7.0, 5.0]]))
+    torch.testing.assert_close(corner, torch.tensor([[0.5, 0.5], [6.5, 4.5]]))
+    whole = bilinear((20 * x[..., None]).to(torch.uint8), torch.tensor([[3.0, 2.0]]))
+    torch.testing.assert_close(whole, torch.tensor([[60.0]]))
