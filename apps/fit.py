@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fields.average import Average
-from ..geometry import Camera, Pixels, Rays
+from ..geometry import Camera, Pixels, Points, Rays
 from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
 from .devices import CPU, default_generator, read_later
@@ -49,12 +49,15 @@ class Stateful(Protocol):
 
 
 class Batches(Protocol):
-    """Draws what a step renders, what it should look like, and of which frames it is (a number, or one per ray)."""
+    """Draws what a step renders, what it should look like, and of which frames it is (a number, or one per ray).
+
+    Points of a shape carry what is known of them, and are of no frame.
+    """
 
     generator: torch.Generator
-    storage: torch.device  # where photographs are
+    storage: torch.device  # where photographs or points are
 
-    def draw(self) -> tuple[Rays | Camera, Pixels, Tensor]: ...
+    def draw(self) -> tuple[Rays | Camera | Points, Pixels, Tensor | None]: ...
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..datasets.scene import Frame, Scene
+from ..geometry import Points
 from ..renderers.losses.photometric import photometric
 from .checkpoint import load_newest, save_checkpoint
 from .fit import Budget, Job, Report
@@ -29,30 +30,44 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def batch_psnr(report: Report) -> float:
-    """PSNR of the step's own pixels, dB."""
+def batch_psnr(report: Report) -> float | None:
+    """PSNR of the step's own pixels, dB; None where there are none."""
+    if report.step.render.pixels.colors is None:
+        return None
     with torch.no_grad():
         colors = report.step.render.pixels.colors
-        assert colors is not None
         error = float(photometric(colors, report.step.target_colors, report.step.target.masks))
     return -10 * math.log10(max(error, 1e-10))
 
 
 class Rates:
-    """Rays and samples between two reports."""
+    """Rays and samples between two reports; points of a shape are both."""
 
     def __init__(self) -> None:
         self.rays = self.samples = 0
         self.since = time.perf_counter()
 
     def add(self, report: Report) -> None:
-        samples = report.step.render.samples
-        target = report.step.target.colors
+        samples: Sized | None = report.step.render.samples
+        target, view = report.step.target.colors, report.step.view
+        if isinstance(view, Points):
+            samples = view
+            self.rays += len(view)
         self.rays += 0 if target is None else target.numel() // 3
         self.samples += 0 if samples is None else len(samples)
 
     def seconds(self) -> float:
         return max(time.perf_counter() - self.since, 1e-9)
+
+
+def contents(scene: Scene) -> str:
+    """What there is to fit, for people."""
+    if scene.frames:
+        views = f"{len(scene.train)} training views, {len(scene.test)} held out"
+        return f"{views}, {scene.memory_bytes / 2**20:.0f} MB of pixels"
+    if scene.mesh is not None:
+        return f"{len(scene.mesh.faces)} triangles"
+    return f"{0 if scene.points is None else len(scene.points)} points"
 
 
 class Progress:
@@ -72,10 +87,7 @@ class Progress:
         self.rates = Rates()
 
     def __enter__(self) -> Progress:
-        self.console.print(
-            f"{self.scene.name}: {len(self.scene.train)} training views, {len(self.scene.test)} held out, "
-            f"{self.scene.memory_bytes / 2**20:.0f} MB of pixels, {self.place}"
-        )
+        self.console.print(f"{self.scene.name}: {contents(self.scene)}, {self.place}")
         self.bar.start()
         return self
 
@@ -90,8 +102,8 @@ class Progress:
         r, job = self.rates, report.job
         left = job.elapsed * (1 / max(report.spent, 1e-6) - 1)
         line = (
-            f"step {job.step}  loss {sum(report.terms.values()):.5f}  PSNR {batch_psnr(report):.2f} dB  "
-            f"{r.rays / seconds / 1e3:.0f}k rays/s  {self._size(job, seconds)}  "
+            f"step {job.step}  loss {sum(report.terms.values()):.5f}  {self._work(report, r.rays / seconds)}"
+            f"{self._size(job, seconds)}  "
             f"{peak_memory_bytes() / 2**30:.2f} GB  {left:.0f} s left"
         )
         if self.quiet:
@@ -99,6 +111,12 @@ class Progress:
         else:
             self.bar.update(self.task, completed=report.spent, description=line)
         self.rates = Rates()
+
+    @staticmethod
+    def _work(report: Report, rays: float) -> str:
+        """How well pixels are met, and how many there are in a second."""
+        psnr = batch_psnr(report)
+        return "" if psnr is None else f"PSNR {psnr:.2f} dB  {rays / 1e3:.0f}k rays/s  "
 
     def _size(self, job: Job, seconds: float) -> str:
         """What a step works on."""
@@ -121,7 +139,7 @@ class Log:
         row = {
             "step": report.job.step,
             "elapsed": round(report.job.elapsed, 3),
-            "psnr": round(batch_psnr(report), 3),
+            **({} if (psnr := batch_psnr(report)) is None else {"psnr": round(psnr, 3)}),
             "rays_per_second": round(self.rates.rays / seconds),
             "samples_per_second": round(self.rates.samples / seconds),
             **({"gaussians": len(report.job.field)} if isinstance(report.job.field, Sized) else {}),

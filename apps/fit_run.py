@@ -75,8 +75,11 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     name = type(config).__module__.rpartition(".")[2]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    folder = Path(options.run) if options.run else Path("runs") / f"{Path(data).name}-{name}"
+    stem = Path(data).stem if Path(data).is_file() else Path(data).name
+    folder = Path(options.run) if options.run else Path("runs") / f"{stem}-{name}"
     asked, scene, fresh = _open(str(data), name, config, folder, options)
+    if options.view and not scene.frames:
+        raise UserError(f"fit: --view: expected photographs, got the shape {scene.name}; drop the option")
     scene = asked.config.prepare(scene)
     budget = Budget(asked.steps, asked.seconds)
     checkpoints = Checkpoints(folder, options.checkpoint_every)
@@ -110,8 +113,8 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
         f"peak memory {peak_memory_bytes() / 2**30:.2f} GB{_gpu_memory(device)}): {folder}"
     )
     print(
-        f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb\n"
-        f"  polyfield view {folder}"
+        f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb"
+        + (f"\n  polyfield view {folder}" if scene.frames else "")
     )
     return open_run(folder, device)
 
@@ -162,9 +165,9 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
                 raise UserError(f"fit: --resume: {folder} has {what} {was}, not {now}; choose another --run")
         if options.steps is not None or options.seconds is not None:
             asked = replace(asked, steps=options.steps, seconds=options.seconds)
-        return asked, open_data(source, asked.downscale, asked.masks), False
+        return asked, open_data(asked.config, source, asked.downscale, asked.masks), False
     _check_free(folder, options.overwrite)
-    scene = open_data(source, options.downscale, options.masks)
+    scene = open_data(config, source, options.downscale, options.masks)
     steps = options.steps or (None if options.seconds else config.default_steps)
     facts = SceneFacts.of(scene)
     asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, facts, options.masks)

@@ -54,7 +54,7 @@ class SceneFacts:
             _rows(scene.scene_to_world),
             scene.name,
             tuple(scene.up.tolist()),
-            _rows(home_view(scene)),
+            _rows(home_view(scene)) if scene.frames else None,
         )
 
     @property
@@ -149,13 +149,19 @@ class Run:
         return self.renderer.device
 
     def scene(self) -> Scene:
-        """The photographs it was fitted to, read again from where they were."""
-        return self.asked.config.prepare(open_data(self.asked.data, self.asked.downscale, self.asked.masks))
+        """The photographs or the shape it was fitted to, read again from where they were."""
+        asked = self.asked
+        return asked.config.prepare(open_data(asked.config, asked.data, asked.downscale, asked.masks))
 
 
-def open_data(data: str, downscale: int, masks: MaskUse = MaskUse.IGNORE) -> Scene:
-    """What a run is, or was, fitted to: an absolute path, or a built-in scene's name, which no folder hides."""
+def open_data(config: Any, data: str, downscale: int, masks: MaskUse = MaskUse.IGNORE) -> Scene:
+    """What a run is, or was, fitted to: an absolute path, or a built-in scene's name, which no folder hides.
+
+    A recipe whose data are no photographs opens them itself (``open_data`` of its ``Config``).
+    """
     options = LoadOptions(downscale=downscale, masks=masks)
+    if hasattr(config, "open_data"):
+        return config.open_data(data, options)
     return demo.load(Path(data), options) if data == demo.NAME else open_scene(data, options)
 
 

@@ -114,7 +114,8 @@ class Scene:
     background: Tensor | None = None  # (3,) in [0, 1]: the plain colour behind opaque images, if there is one
     points: Tensor | None = None  # (N, 3) scene frame, e.g. from structure from motion
     point_colors: Tensor | None = None  # (N, 3) in [0, 1]
-    mesh: Mesh | None = None  # ground truth, scene frame
+    point_normals: Tensor | None = None  # (N, 3) unit, scene frame, of points that lie on a surface
+    mesh: Mesh | None = None  # ground truth, scene frame; of a scene without photographs: what is fitted
     source: Path | None = None
 
     @property
@@ -148,7 +149,9 @@ class Scene:
 
     @property
     def up(self) -> Tensor:
-        """(3,) unit: upwards in the photographs (``normalize.up_direction``)."""
+        """(3,) unit: upwards in the photographs (``normalize.up_direction``); z where there are none."""
+        if not self.frames:
+            return torch.tensor([0.0, 0.0, 1.0])
         return up_direction(torch.stack([f.camera.camera_to_world for f in self.frames])).float()
 
     def cameras_seeing(self, points: Tensor) -> Tensor:

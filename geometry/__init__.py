@@ -2,6 +2,6 @@
 
 from .cameras import Camera
 from .gaussians import Gaussians
-from .types import Aabb, CameraModel, Mesh, Pixels, Rays, Samples
+from .types import Aabb, CameraModel, Mesh, Pixels, Points, Rays, Samples
 
-__all__ = ["Aabb", "Camera", "CameraModel", "Gaussians", "Mesh", "Pixels", "Rays", "Samples"]
+__all__ = ["Aabb", "Camera", "CameraModel", "Gaussians", "Mesh", "Pixels", "Points", "Rays", "Samples"]

@@ -126,6 +126,22 @@ class Samples(_TensorDataclass):
 
 
 @dataclass(frozen=True)
+class Points(_TensorDataclass):
+    """Places in space, and what is known there of the nearest surface; None = not available."""
+
+    positions: Tensor  # (N, 3)
+    distances: Tensor | None = None  # (N,) to the surface, negative inside
+    normals: Tensor | None = None  # (N, 3) unit: where the distance grows
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+    def __getitem__(self, index: Any) -> Points:
+        """A selection of the points, by slice, mask or indices."""
+        return self._map(lambda t: t[index])
+
+
+@dataclass(frozen=True)
 class Pixels(_TensorDataclass):
     """What a view shows. Predictions, ground truth and a teacher's renders are all Pixels; None = not available."""
 

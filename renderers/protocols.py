@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from ..fields.protocols import FieldOutput
-from ..geometry import Camera, Pixels, Rays, Samples
+from ..geometry import Camera, Pixels, Points, Rays, Samples
 
 F_contra = TypeVar("F_contra", contravariant=True)
 
@@ -30,7 +30,7 @@ class Render:
 
 
 class Renderer(Protocol[F_contra]):
-    """Draws a field: an image for a Camera, flat pixels for Rays (renderers that work ray by ray)."""
+    """Draws a field: an image for a Camera, flat pixels for Rays (of renderers that work ray by ray)."""
 
     def render(self, field: F_contra, view: Camera | Rays) -> Render: ...
 
@@ -41,7 +41,7 @@ class Step:
 
     index: int
     field: object
-    view: Camera | Rays
+    view: Camera | Rays | Points
     render: Render
     target: Pixels
     frames: Tensor | None = None  # which photographs: a number () of one, or each ray's (R,)

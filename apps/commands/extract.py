@@ -233,7 +233,7 @@ def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cu
 
 
 def _colored(run: Any, mesh: Any) -> Any:
-    """A mesh in the scene's frame with the field's colours, seen along the normals."""
+    """A mesh in the scene's frame with the field's colours, if it has any, seen along the normals."""
     import torch
 
     from ...geometry.mesh_ops import with_colors
@@ -242,7 +242,7 @@ def _colored(run: Any, mesh: Any) -> Any:
     with torch.no_grad():
         directions = -mesh.normals if mesh.normals is not None else torch.zeros_like(mesh.vertices)
         colors = run.field.query(mesh.vertices.to(run.device), directions.to(run.device)).colors
-    return with_colors(mesh, colors.to(CPU))
+    return mesh if colors is None else with_colors(mesh, colors.to(CPU))
 
 
 def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:

@@ -51,6 +51,7 @@ class FitProgress:
         from ..fit_reports import batch_psnr
 
         psnr = batch_psnr(report)
+        assert psnr is not None  # only fits to photographs are watched
         self._psnr = psnr if self._psnr is None else 0.8 * self._psnr + 0.2 * psnr
         self.history.add(report, self._psnr)
         elapsed = report.job.elapsed
