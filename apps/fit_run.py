@@ -78,6 +78,8 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     stem = Path(data).stem if Path(data).is_file() else Path(data).name
     folder = Path(options.run) if options.run else Path("runs") / f"{stem}-{name}"
     asked, scene, fresh = _open(str(data), name, config, folder, options)
+    for note in scene.notes:
+        print(f"note: {note}", file=sys.stderr)
     if options.view and not scene.frames:
         raise UserError(f"fit: --view: expected photographs, got the shape {scene.name}; drop the option")
     scene = asked.config.prepare(scene)

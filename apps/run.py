@@ -23,6 +23,7 @@ import polyfield
 
 from ..datasets import demo
 from ..datasets.scene import LoadOptions, MaskUse, Scene, open_scene
+from ..renderers.points import PointRenderer
 from ..renderers.volume import VolumeRenderer
 from . import discover
 from .checkpoint import load_tensors, save_tensors, write_whole
@@ -139,7 +140,7 @@ class Run:
     folder: Path
     asked: Asked
     field: nn.Module
-    renderer: VolumeRenderer
+    renderer: VolumeRenderer | PointRenderer
     step: int
     elapsed: float
 
@@ -147,6 +148,11 @@ class Run:
     def device(self) -> torch.device:
         """Where field and renderer are."""
         return self.renderer.device
+
+    @property
+    def of_shape(self) -> bool:
+        """Whether it was fitted to a shape rather than to photographs: nothing draws it."""
+        return isinstance(self.renderer, PointRenderer)
 
     def scene(self) -> Scene:
         """The photographs or the shape it was fitted to, read again from where they were."""
@@ -163,6 +169,15 @@ def open_data(config: Any, data: str, downscale: int, masks: MaskUse = MaskUse.I
     if hasattr(config, "open_data"):
         return config.open_data(data, options)
     return demo.load(Path(data), options) if data == demo.NAME else open_scene(data, options)
+
+
+def refuse_shape(run: Run, verb: str) -> None:
+    """Raises UserError for a run that was fitted to a shape, which has nothing that draws pictures."""
+    if run.of_shape:
+        raise UserError(
+            f"{verb}: {run.folder}: expected a run that was fitted to photographs, got one of a shape; mesh it with "
+            f"`polyfield extract {run.folder}`"
+        )
 
 
 def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

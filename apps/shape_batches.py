@@ -23,11 +23,11 @@ class SamplesConfig:
 
     batch: int | None = None
     """Points per step; None = 2^14 on a CPU, 2^18 on a GPU."""
-    on: float = 0.4
+    on: float = 0.3
     """Share of the points that lie on the surface."""
     near: float = 0.5
     """Share of them that lie near it; the others lie anywhere."""
-    spreads: tuple[float, ...] = (0.002, 0.01, 0.05)
+    spreads: tuple[float, ...] = (0.003, 0.02, 0.2)
     """How far from it points near it are, in scene units: a third of them by each."""
     first: int = 1 << 17
     """Points with which a fit begins."""

@@ -117,6 +117,7 @@ class Scene:
     point_normals: Tensor | None = None  # (N, 3) unit, scene frame, of points that lie on a surface
     mesh: Mesh | None = None  # ground truth, scene frame; of a scene without photographs: what is fitted
     source: Path | None = None
+    notes: tuple[str, ...] = ()  # what was changed in it, for people
 
     @property
     def unbounded(self) -> bool:

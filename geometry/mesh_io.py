@@ -19,6 +19,8 @@ from .types import Mesh
 from .whole_file import write_whole_file
 
 ENDINGS = (".glb", ".obj", ".ply")
+GLTF = (".glb", ".gltf")
+READABLE = (*ENDINGS, ".gltf", ".stl")
 
 # Where the axes x, y, z of the file lie in the mesh. -y is up in OpenCV's camera axes.
 _TO_Y_UP = {
@@ -57,8 +59,8 @@ def load_mesh(path: str | os.PathLike[str], *, up: str = "z") -> Mesh:
     """Read a mesh; several parts become one. A texture becomes colours of vertices.
 
     Args:
-        path: ends with .glb, .ply or .obj.
-        up: which axis shall point up in the mesh of a .glb file.
+        path: ends with .glb, .gltf, .ply, .obj or .stl. Faces of more than three corners become fans of triangles.
+        up: which axis shall point up in the mesh of a .glb or .gltf file.
 
     Returns:
         A float32 Mesh on the CPU; normals and colours as far as every part of the file has them.
@@ -68,7 +70,7 @@ def load_mesh(path: str | os.PathLike[str], *, up: str = "z") -> Mesh:
         ValueError: unknown ending or axis; a file that is empty, cut short, or without triangles.
     """
     path = Path(path)
-    _check_ending("load_mesh", path)
+    _check_ending("load_mesh", path, READABLE)
     turn = turn_to_y_up("load_mesh", up)
     if not path.is_file():
         raise FileNotFoundError(f"load_mesh: {path}: expected a mesh file, got nothing there; check the path")
@@ -81,27 +83,29 @@ def load_mesh(path: str | os.PathLike[str], *, up: str = "z") -> Mesh:
             matrix, name = scene.graph[node]
             part = scene.geometry[name]
             if isinstance(part, trimesh.Trimesh) and len(part.faces):
-                mesh = _from_trimesh(part, is_linear=path.suffix.lower() == ".glb")
+                mesh = _from_trimesh(part, is_linear=path.suffix.lower() in GLTF)
                 meshes.append(transform(mesh, torch.tensor(matrix)))
     except Exception as error:  # trimesh raises whatever its parsers meet
         raise ValueError(
             f"load_mesh: {path}: expected a whole {path.suffix} file, got {error!r}; write it again"
         ) from error
-    if not meshes or any(not bool(m.vertices.isfinite().all()) for m in meshes):
-        raise ValueError(f"load_mesh: {path}: expected triangles with finite vertices, got none; write it again")
+    if not meshes:
+        raise ValueError(f"load_mesh: {path}: expected at least one triangle, got none; write it again")
+    if bad := sum(int((~m.vertices.isfinite()).any(1).sum()) for m in meshes):
+        raise ValueError(f"load_mesh: {path}: expected finite vertices, got {bad} with NaN or infinity; write it again")
     if any(int(m.faces.max()) >= len(m.vertices) or int(m.faces.min()) < 0 for m in meshes):
         raise ValueError(f"load_mesh: {path}: expected faces of its own vertices, got others; the file is damaged")
     mesh = _joined(meshes)
-    if path.suffix.lower() == ".glb":
+    if path.suffix.lower() in GLTF:
         normals = None if mesh.normals is None else mesh.normals @ turn
         mesh = Mesh(mesh.vertices @ turn, mesh.faces, normals, mesh.colors)
     return mesh
 
 
-def _check_ending(op: str, path: Path) -> None:
-    if path.suffix.lower() not in ENDINGS:
+def _check_ending(op: str, path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
+    if path.suffix.lower() not in endings:
         raise ValueError(
-            f"{op}: {path}: expected a file ending with {', '.join(ENDINGS)}, got {path.suffix!r}; rename it"
+            f"{op}: {path}: expected a file ending with {', '.join(endings)}, got {path.suffix!r}; rename it"
         )
 
 

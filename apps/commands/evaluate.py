@@ -1,4 +1,5 @@
-"""Measure a run: PSNR, SSIM, LPIPS on its held-out views, a contact sheet, and its mesh beside the true one."""
+"""Measure a run: PSNR, SSIM, LPIPS on its held-out views, a contact sheet, and its mesh beside the true one; of a
+shape, the mesh alone."""
 
 from __future__ import annotations
 
@@ -17,15 +18,22 @@ def main(arguments: list[str]) -> None:
 
 
 def run(
-    run: Annotated[Path, tyro.conf.Positional], views_on_sheet: int = 6, mesh: str | None = None, device: str = "auto"
+    run: Annotated[Path, tyro.conf.Positional],
+    views_on_sheet: int = 6,
+    mesh: str | None = None,
+    resolution: int = 512,
+    device: str = "auto",
 ) -> None:
     """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
+
+    A run of a shape is meshed and held against the shape: Chamfer distance, F-score, normal consistency.
 
     Args:
         run: folder that ``polyfield fit`` made.
         views_on_sheet: rows of the contact sheet, spread over the held-out views.
         mesh: the true surface, a .glb, .ply or .obj file in the scene's own units, or `truth` for the one that the
             built-in scene knows: RUN/mesh.* (if newer than the fit, else a mesh extracted now) is compared with it.
+        resolution: cells along the longest edge of the mesh, of a shape.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
@@ -34,7 +42,12 @@ def run(
 
     opened = open_run(run, device)
     with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
-        metrics = evaluate(opened, views_on_sheet, mesh)
+        metrics = evaluate(opened, views_on_sheet, mesh, resolution)
+    if "chamfer" in metrics:
+        f_score = ", ".join(f"{score:.4f} at {percent} %" for percent, score in metrics["f_score"].items())
+        print(f"Chamfer distance {metrics['chamfer']:.3g}, {metrics['chamfer_percent']:.4f} % of the diagonal")
+        print(f"  F-score {f_score}; normal consistency {metrics['normal_consistency']:.4f}\n  {run}/metrics.json")
+        return
     scores = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f}"
     scores += f", LPIPS {metrics['lpips']:.4f}" if metrics["lpips"] is not None else " (LPIPS: no weights at hand)"
     print(f"{len(metrics['views'])} held-out views at {metrics['width']}x{metrics['height']}: {scores}")
@@ -43,19 +56,21 @@ def run(
     print(f"  {run}/metrics.json\n  {run}/contact_sheet.png")
 
 
-def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512
+) -> dict[str, Any]:
     """The same for an open run; returns what it writes."""
     import torch
 
-    from ...cuda import native
     from ...renderers.metrics import lpips, psnr, ssim
-    from ..checkpoint import write_whole
-    from ..devices import CPU, describe, wait
+    from ..devices import CPU, wait
     from ..errors import UserError
     from ..images import depth_picture, error_picture, photograph, save_png
     from ..mesh_scores import mesh_scores
 
     scene = run.scene()
+    if not scene.frames:
+        return _write(run, _against_shape(run, scene, resolution))
     if not scene.test:
         raise UserError(f"evaluate: {scene.name}: expected held-out views, found none; the scene has too few images")
     surface = {} if mesh is None else {"mesh": mesh_scores(run, mesh)}
@@ -94,16 +109,39 @@ def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None) -> dict
         "views": views,
         "width": camera.width,
         "height": camera.height,
+    }
+    width = max(row.shape[1] for row in sheet)
+    padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
+    save_png(run.folder / "contact_sheet.png", torch.cat(padded))
+    return _write(run, metrics | surface)
+
+
+def _against_shape(run: Any, scene: Any, resolution: int) -> dict[str, Any]:
+    """The run's mesh and the shape that it was fitted to."""
+    from ...geometry.mesh_ops import transform
+    from ...geometry.transforms import similarity_inverse
+    from ..shape_metrics import compare
+    from .extract import extract_mesh
+
+    mesh = extract_mesh(run, resolution=resolution, components=0)
+    return compare(transform(mesh, similarity_inverse(scene.scene_to_world)), scene) | {"resolution": resolution}
+
+
+def _write(run: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """RUN/metrics.json, with how the run came about."""
+    import torch
+
+    from ...cuda import native
+    from ..checkpoint import write_whole
+    from ..devices import describe
+
+    metrics = metrics | {
         "fit_seconds": round(run.elapsed, 2),
         "fit_steps": run.step,
         "device": describe(run.device),
         "threads": torch.get_num_threads(),
         "instruction_set": native.isa(),
-        **surface,
     }
     text = json.dumps(metrics, indent=2) + "\n"
     write_whole(run.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
-    width = max(row.shape[1] for row in sheet)
-    padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
-    save_png(run.folder / "contact_sheet.png", torch.cat(padded))
     return metrics

@@ -42,7 +42,7 @@ def run(
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
     cascades: int = 1,
-    components: int = 1,
+    components: int | None = None,
     target_faces: int | None = None,
     texture: int | None = None,
     texture_from: TextureSource = TextureSource.FIELD,
@@ -59,8 +59,8 @@ def run(
         level: density per scene unit at the surface; by default half opaque within two cells.
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
         cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
-        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all,
-            as do several cascades, whose meshes are not connected.
+        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all, as do
+            several cascades, whose meshes are not connected; by default 1, of a run of a shape all.
         target_faces: decimate to about this many triangles.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
@@ -140,7 +140,7 @@ def extract_mesh(
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
     cascades: int = 1,
-    components: int = 1,
+    components: int | None = None,
     target_faces: int | None = None,
 ) -> Any:
     """The same for an open run; returns the Mesh in the scene's own units, on the CPU.
@@ -159,6 +159,7 @@ def extract_mesh(
     ):
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
+    components = (0 if run.of_shape else 1) if components is None else components
     method = method or (Method.TSDF if isinstance(run.field, Primitives) else Method.OPACITY)
     if method is Method.TSDF and level is not None:
         raise UserError("extract: --level: expected --method opacity as well, got tsdf, which has no level; drop one")

@@ -62,7 +62,7 @@ def run(
     """
     from ..devices import enough_memory
     from ..errors import UserError
-    from ..run import open_run
+    from ..run import open_run, refuse_shape
 
     if path is not None:
         views = Views.PATH
@@ -71,6 +71,7 @@ def run(
     if frames < 1:
         raise UserError(f"render: --frames: expected at least 1, got {frames}")
     opened = open_run(run, device)
+    refuse_shape(opened, "render")
     output = output or run / "renders"
     cameras = _sized(_cameras(opened, views, path, frames), width, height)
     with enough_memory("render", opened.device, "lower --width or --height"):

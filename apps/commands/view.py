@@ -28,10 +28,12 @@ def run(
         mesh: a mesh in the scene's own units; by default RUN/mesh.glb, .ply or .obj if there is one.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
-    from ..run import open_run
+    from ..run import open_run, refuse_shape
     from ..viewer import check_address, view_run
 
     check_address(host, port)
-    with view_run(open_run(run, device), host=host, port=port, mesh=mesh) as viewer:
+    opened = open_run(run, device)
+    refuse_shape(opened, "view")
+    with view_run(opened, host=host, port=port, mesh=mesh) as viewer:
         print(f"{viewer.name}: {viewer.url}    (Ctrl-C ends it)", flush=True)
         viewer.wait()

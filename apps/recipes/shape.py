@@ -52,7 +52,7 @@ class Config:
         )
     )
     samples: SamplesConfig = SamplesConfig()
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2, final_fraction=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-2, final_fraction=0.01)
     distance: Distance = Distance()
     eikonal: Eikonal = Eikonal(weight=0.0)
 

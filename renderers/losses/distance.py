@@ -28,7 +28,7 @@ class Distance:
     """How much it counts."""
 
     weight: float = 1.0
-    softness: float = 0.01
+    softness: float = 0.03
     """Distance from the surface, in scene units, that counts half as much as the surface itself."""
     reach: float = float("inf")
     """Distances are cut at this many scene units."""
