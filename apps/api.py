@@ -14,7 +14,7 @@ def fit_scene(data: str | Path, config: Any = None, **options: Any) -> Run:
     """Fit a scene and return the finished run, ready to render and extract from.
 
     Args:
-        data: a folder with a posed capture, or "demo".
+        data: a folder with a posed capture, or "demo"; a file with a mesh or points for ``recipes.shape``.
         config: a recipe's ``Config``; instant-ngp's by default.
         options: as on the command line: run, steps, seconds, downscale, seed, threads, resume, overwrite, view, ...
 

@@ -80,8 +80,8 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     asked, scene, fresh = _open(str(data), name, config, folder, options)
     for note in scene.notes:
         print(f"note: {note}", file=sys.stderr)
-    if options.view and not scene.frames:
-        raise UserError(f"fit: --view: expected photographs, got the shape {scene.name}; drop the option")
+    if not scene.frames:
+        _check_for_shape(scene, options)
     scene = asked.config.prepare(scene)
     budget = Budget(asked.steps, asked.seconds)
     checkpoints = Checkpoints(folder, options.checkpoint_every)
@@ -155,6 +155,14 @@ def _check(options: Options) -> None:
         from .viewer import check_address
 
         check_address("127.0.0.1", options.port)
+
+
+def _check_for_shape(scene: Scene, options: Options) -> None:
+    """Raises UserError for options that speak of photographs."""
+    plain = Options()
+    for option in ("view", "downscale", "masks"):
+        if getattr(options, option) != getattr(plain, option):
+            raise UserError(f"fit: --{option}: expected photographs, got the shape {scene.name}; drop the option")
 
 
 def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> tuple[Asked, Scene, bool]:

@@ -123,7 +123,7 @@ def _against_shape(run: Any, scene: Any, resolution: int) -> dict[str, Any]:
     from ..shape_metrics import compare
     from .extract import extract_mesh
 
-    mesh = extract_mesh(run, resolution=resolution, components=0)
+    mesh = extract_mesh(run, resolution=resolution)
     return compare(transform(mesh, similarity_inverse(scene.scene_to_world)), scene) | {"resolution": resolution}
 
 

@@ -19,6 +19,7 @@ from ..parse import parse
 from ..texture_source import TextureSource
 
 MESH_ENDINGS = (".glb", ".obj", ".ply")
+CRUMBS = 1e-3  # of the triangles: smaller parts of a fitted shape are errors of the fit
 
 
 class Method(Enum):
@@ -60,7 +61,8 @@ def run(
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
         cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all, as do
-            several cascades, whose meshes are not connected; by default 1, of a run of a shape all.
+            several cascades, whose meshes are not connected; by default 1, of a run of a shape all
+            but those of less than a thousandth of the triangles.
         target_faces: decimate to about this many triangles.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
@@ -159,7 +161,6 @@ def extract_mesh(
     ):
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
-    components = (0 if run.of_shape else 1) if components is None else components
     method = method or (Method.TSDF if isinstance(run.field, Primitives) else Method.OPACITY)
     if method is Method.TSDF and level is not None:
         raise UserError("extract: --level: expected --method opacity as well, got tsdf, which has no level; drop one")
@@ -174,8 +175,10 @@ def extract_mesh(
         raise UserError(f"extract: {error}") from error
     if crop is not None:
         mesh = _cropped(mesh, crop, to_world)
-    if components and cascades == 1:  # boxes are not stitched: the largest part would be that of one of them
-        mesh = largest_components(mesh, components)
+    if cascades == 1:  # boxes are not stitched: the largest part would be that of one of them
+        by_default = (0, CRUMBS) if run.of_shape else (1, 0.0)
+        count, least = by_default if components is None else (components, 0.0)
+        mesh = largest_components(mesh, count, min_fraction=least)
     if target_faces is not None:
         mesh = simplify(mesh, target_faces)
     if mesh.colors is None:

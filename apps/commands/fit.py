@@ -1,4 +1,4 @@
-"""Fit a field to images: polyfield fit RECIPE DATA --run DIR."""
+"""Fit a field to images or to a shape: polyfield fit RECIPE DATA --run DIR."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..parse import parse
 
 USAGE = """usage: polyfield fit RECIPE DATA [options]    (polyfield fit RECIPE --help for all options)
 
-DATA is a folder with a posed capture, or `demo` for the built-in scene. Recipes:"""
+DATA is a folder with a posed capture, or `demo` for the built-in scene; for `shape`, a mesh or points. Recipes:"""
 
 
 def main(arguments: list[str]) -> None:
