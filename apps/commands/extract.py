@@ -177,8 +177,8 @@ def extract_mesh(
         mesh = _cropped(mesh, crop, to_world)
     if cascades == 1:  # boxes are not stitched: the largest part would be that of one of them
         by_default = (0, CRUMBS) if run.of_shape else (1, 0.0)
-        count, least = by_default if components is None else (components, 0.0)
-        mesh = largest_components(mesh, count, min_fraction=least)
+        count, share = by_default if components is None else (components, 0.0)
+        mesh = largest_components(mesh, count, min_fraction=share)
     if target_faces is not None:
         mesh = simplify(mesh, target_faces)
     if mesh.colors is None:
