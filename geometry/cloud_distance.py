@@ -3,7 +3,8 @@
 Near the points it is the implicit moving least squares of their planes (Kolluri, "Provably good moving least squares",
 2005): f(x) = sum_i w_i (x - p_i) . n_i / sum_i w_i, with Gaussian weights as wide as the points are apart. Farther off
 it is the distance to the nearest point, negative where the generalized winding number of the points exceeds one half
-(Barill et al., "Fast winding numbers for soups and clouds", 2018), each with the area that its neighbours leave it.
+(Barill et al., "Fast winding numbers for soups and clouds", 2018): each is a triangle across its normal, of the area
+that its neighbours leave it.
 """
 
 from __future__ import annotations
@@ -35,15 +36,12 @@ class CloudDistance:
         reach, _ = self._tree.query(self.points.numpy(), k=[NEIGHBORS + 1], workers=torch.get_num_threads())
         areas = math.pi * torch.from_numpy(reach)[:, 0].square() / NEIGHBORS
         self.spacings = areas.sqrt()
-        self._dipoles: Any = (self.points.numpy(), self.normals.numpy(), areas.numpy())
-        index, children, *_ = igl.octree(self._dipoles[0])
-        expansion = igl.fast_winding_number_precompute(*self._dipoles, index, children)
-        self._octree: Any = (index, children, *expansion)
+        self._winding: Any = igl.FastWindingNumberBVH()
+        soup = _triangles(self.points, self.normals, areas).view(-1, 3).contiguous()
+        self._winding.init(soup.numpy(), torch.arange(len(soup)).view(-1, 3).numpy())
 
     def __call__(self, points: Tensor) -> Points:
         """points (N, 3) -> signed distances there, negative inside, and their gradients; on the CPU."""
-        import igl
-
         at = points.detach().cpu().double()
         if len(at) == 0:
             return Points(at.float(), at[:, 0].float(), at.float())
@@ -59,7 +57,7 @@ class CloudDistance:
         sign = torch.ones(len(at), dtype=torch.float64)
         far = distances[:, 0] > NEAR * width[:, 0]
         if bool(far.any()):
-            number = igl.fast_winding_number(*self._dipoles, *self._octree, at[far].contiguous().numpy())
+            number = self._winding.winding_number(at[far].contiguous().numpy())
             sign[far] = 1 - 2 * (torch.from_numpy(number) > 0.5).double()
         gradient = normalize(
             torch.where(far[:, None], away[:, 0] * sign[:, None], (weights[..., None] * normals).sum(1)), dim=1
@@ -67,3 +65,14 @@ class CloudDistance:
         return Points(
             points.detach().cpu().float(), torch.where(far, distances[:, 0] * sign, planes).float(), gradient.float()
         )
+
+
+def _triangles(points: Tensor, normals: Tensor, areas: Tensor) -> Tensor:
+    """(N, 3, 3): an equilateral triangle about each point, of its area, counter-clockwise seen from its normal."""
+    least = torch.nn.functional.one_hot(normals.abs().argmin(1), 3).to(normals)
+    across = normalize(torch.linalg.cross(normals, least), dim=1)
+    along = torch.linalg.cross(normals, across)
+    radius = (areas * 4 / (3 * math.sqrt(3))).sqrt()
+    turns = [2 * math.pi * k / 3 for k in range(3)]
+    sides = torch.stack([math.cos(t) * across + math.sin(t) * along for t in turns], 1)
+    return points[:, None] + radius[:, None, None] * sides
