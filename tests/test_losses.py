@@ -10,7 +10,7 @@ import torch
 from polyfield.fields.gaussian_init import from_points
 from polyfield.fields.gaussians import GaussianField
 from polyfield.fields.protocols import FieldOutput
-from polyfield.geometry import Aabb, Camera, Pixels, Rays, Samples
+from polyfield.geometry import Aabb, Camera, Pixels, Points, Rays, Samples
 from polyfield.renderers import losses
 from polyfield.renderers.losses.opacity import binary_entropy
 from polyfield.renderers.losses.photometric import photometric
@@ -63,6 +63,12 @@ def distances_step():
     return replace(made, render=replace(made.render, output=FieldOutput(weights, slopes))), weights
 
 
+def shape_step():
+    """Points of a shape, whose distances are known."""
+    made, weights = step()
+    return replace(made, view=Points(torch.zeros(S, 3), torch.linspace(-1, 1, S))), weights
+
+
 def primitives_step():
     """Of a field of Gaussians."""
     field = GaussianField(from_points(torch.eye(3), torch.eye(3)), Aabb.cube())
@@ -85,6 +91,7 @@ def surfels_step():
 
 STEPS = {
     "DepthDistortion": surfels_step,
+    "Distance": shape_step,
     "Eikonal": distances_step,
     "NormalConsistency": surfels_step,
     "SsimL1": image_step,

@@ -72,6 +72,7 @@ def test_a_torus_is_found_in_the_units_of_the_file(torus_run, tmp_path):
 
 
 def test_evaluate_measures_it_against_the_shape(torus_run, capsys):
+    assert main(["evaluate", str(torus_run.folder), "--mesh", "truth"]) == 2
     assert main(["evaluate", str(torus_run.folder), "--resolution", "96"]) == 0
     metrics = json.loads((torus_run.folder / "metrics.json").read_text())
     assert 0 < metrics["chamfer_percent"] < 1

@@ -56,9 +56,7 @@ def run(
     print(f"  {run}/metrics.json\n  {run}/contact_sheet.png")
 
 
-def evaluate(
-    run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512
-) -> dict[str, Any]:
+def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512) -> dict[str, Any]:
     """The same for an open run; returns what it writes."""
     import torch
 
@@ -70,6 +68,8 @@ def evaluate(
 
     scene = run.scene()
     if not scene.frames:
+        if mesh is not None:
+            raise UserError("evaluate: --mesh: expected a run that was fitted to photographs, got one of a shape")
         return _write(run, _against_shape(run, scene, resolution))
     if not scene.test:
         raise UserError(f"evaluate: {scene.name}: expected held-out views, found none; the scene has too few images")
