@@ -39,8 +39,8 @@ class FirstDistance:
     """The most that it takes, where the budget is in steps."""
     resolution: int = 128
     """Cells along the cube that is carved."""
-    views: int = 40
-    """Training views that carve."""
+    views: int = 60
+    """Training views that carve, at most."""
     view_size: int = 160
     """Longest side of these, pixels."""
     steps: int = 250
@@ -71,22 +71,21 @@ class FirstDistance:
     @torch.no_grad()
     def _carve(self, job: Job, scene: Scene) -> Tensor:
         """(R, R, R) bool by z, y, x: cells of [-1, 1]^3 that some view looks at and none looks through."""
-        every = max(1, len(scene.train) // self.views)
-        solid = seen = torch.zeros(self.resolution**3, dtype=torch.bool)
+        count = min(self.views, len(scene.train))
+        seen = through = torch.zeros(self.resolution**3, dtype=torch.bool)
         points = lattice(Aabb.cube(1.0), self.resolution)
-        for frame in scene.train[::every]:
+        for frame in (scene.train[i * len(scene.train) // count] for i in range(count)):
             camera = frame.camera.downscaled(max(1.0, max(frame.camera.width, frame.camera.height) / self.view_size))
             pixels = job.renderer.render(job.field, camera).pixels.to(CPU)
             inside, empty = looked_at(camera.to(CPU), pixels, points, 2 / self.resolution)
-            seen, solid = seen | inside, solid | empty
-        return (seen & ~solid).view(self.resolution, self.resolution, self.resolution)
+            seen, through = seen | inside, through | empty
+        return (seen & ~through).view(self.resolution, self.resolution, self.resolution)
 
     def _learn(self, model: SignedDistance, distances: Tensor, seed: int) -> None:
         """Steps on random points of the cube, half of them near the surface."""
         device = distances.device
         random = torch.Generator(device).manual_seed(seed)
-        table = model.encoding.table
-        groups = [{"params": [table], "sparse": True}, {"params": list(model.network.parameters())}]
+        groups = [model.encoding.group(), {"params": list(model.network.parameters())}]
         optimizer = Adam(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
         near = lattice(Aabb.cube(1.0), self.resolution).to(device)[distances.abs().flatten() < 0.06]
         cell = 2 / self.resolution

@@ -17,9 +17,9 @@ from ..datasets.shape import surface_of, truth_of
 from ..geometry import Mesh
 from ..geometry.mesh_distance import MeshDistance
 from ..geometry.mesh_ops import sample_surface
+from ..geometry.metrics import SAMPLES, alignment, f_score_of
 from ..geometry.transforms import similarity_scale
 
-SAMPLES = 200_000
 THRESHOLDS = (0.1, 0.5, 1.0)  # of the F-score, % of the diagonal
 
 
@@ -37,10 +37,6 @@ def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
     assert true.normals is not None
     to_shape, shape_normals = _nearest(scene, found)
     to_mesh, mesh_normals = _on_mesh(MeshDistance(mesh), true.positions)
-    cosines = [
-        (ours * theirs).sum(1).abs().double().mean()
-        for ours, theirs in ((found_normals, shape_normals), (true.normals, mesh_normals))
-    ]
     corners = scene.mesh.vertices if scene.mesh is not None else scene.points
     assert corners is not None
     diagonal = float((corners.amax(0) - corners.amin(0)).norm())
@@ -51,8 +47,8 @@ def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
         "chamfer_percent": 100 * chamfer / diagonal,
         "accuracy": float(to_shape.mean()) * scale,
         "completeness": float(to_mesh.mean()) * scale,
-        "f_score": {str(p): _f_score(to_shape, to_mesh, p / 100 * diagonal) for p in THRESHOLDS},
-        "normal_consistency": float(sum(cosines)) / 2,
+        "f_score": {str(p): f_score_of(to_shape, to_mesh, p / 100 * diagonal) for p in THRESHOLDS},
+        "normal_consistency": alignment(found_normals, shape_normals, true.normals, mesh_normals),
         "diagonal": diagonal * scale,
     }
 
@@ -70,9 +66,3 @@ def _nearest(scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
 def _on_mesh(distance: MeshDistance, points: Tensor) -> tuple[Tensor, Tensor]:
     found, faces, _ = distance.nearest(points)
     return found, distance.face_normals[faces].float()
-
-
-def _f_score(to_shape: Tensor, to_mesh: Tensor, threshold: float) -> float:
-    """Harmonic mean of the shares within the threshold (Knapitsch et al., "Tanks and Temples", 2017)."""
-    precision, recall = (float((d <= threshold).double().mean()) for d in (to_shape, to_mesh))
-    return 2 * precision * recall / max(precision + recall, 1e-12)

@@ -55,4 +55,4 @@ class SurfaceConfig(ngp.Config):
         losses = super().build_losses(facts)
         if not facts.has_alpha:
             losses.pop("opacity", None)
-        return losses | {"eikonal": self.eikonal}
+        return losses | ({"eikonal": self.eikonal} if self.eikonal.weight != 0 else {})

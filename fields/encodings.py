@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,10 @@ class HashGrid(nn.Module):
     def out_channels(self) -> int:
         return self.layout.out_channels
 
+    def group(self) -> dict[str, Any]:
+        """What ``polyfield.fields.optimizer.Adam`` has to know of the table: sparse, and with a half copy, if any."""
+        return {"params": [self.table], "sparse": True, "half": [self.half_table]}
+
     def refresh(self) -> None:
         """Make the half copy anew, after the table was written by anything but the optimizer that knows of it."""
         if self.half_table is not None:
@@ -70,7 +75,7 @@ class HashGrid(nn.Module):
 
     def with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and their derivatives (N, C, 3) by the points."""
-        return hash_encode_with_gradient(points, self.table, self.layout)
+        return hash_encode_with_gradient(points, self.table, self.layout, table_grad=self.table.grad)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)

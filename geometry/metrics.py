@@ -59,8 +59,8 @@ def compare(
     return SurfaceScores(
         float(forward.mean()) / diagonal,
         float(backward.mean()) / diagonal,
-        {share: _harmonic_mean(forward, backward, share * diagonal) for share in thresholds},
-        _alignment(normals, true_normals[to_true], true_normals, normals[to_mesh]),
+        {share: f_score_of(forward, backward, share * diagonal) for share in thresholds},
+        alignment(normals, true_normals[to_true], true_normals, normals[to_mesh]),
         0.5 * (area / samples) ** 0.5 / diagonal,
         diagonal,
     )
@@ -77,7 +77,7 @@ def f_score(a: Mesh | Tensor, b: Mesh | Tensor, threshold: float, *, samples: in
 
     Source: Knapitsch et al., "Tanks and Temples", SIGGRAPH 2017.
     """
-    return _harmonic_mean(*distances(a, b, samples=samples), threshold)
+    return f_score_of(*distances(a, b, samples=samples), threshold)
 
 
 def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
@@ -88,7 +88,7 @@ def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
     (points_a, normals_a), (points_b, normals_b) = _sample(a, samples), _sample(b, samples)
     _, nearest_b = nearest(points_a, points_b)
     _, nearest_a = nearest(points_b, points_a)
-    return _alignment(normals_a, normals_b[nearest_b], normals_b, normals_a[nearest_a])
+    return alignment(normals_a, normals_b[nearest_b], normals_b, normals_a[nearest_a])
 
 
 def distances(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
@@ -110,12 +110,14 @@ def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found).to(points.device), torch.from_numpy(index).to(points.device)
 
 
-def _harmonic_mean(forward: Tensor, backward: Tensor, threshold: float) -> float:
+def f_score_of(forward: Tensor, backward: Tensor, threshold: float) -> float:
+    """The F-score from the distances of samples of each surface to the other."""
     precision, recall = float((forward <= threshold).double().mean()), float((backward <= threshold).double().mean())
     return 2 * precision * recall / max(precision + recall, 1e-12)
 
 
-def _alignment(a: Tensor, nearest_to_a: Tensor, b: Tensor, nearest_to_b: Tensor) -> float:
+def alignment(a: Tensor, nearest_to_a: Tensor, b: Tensor, nearest_to_b: Tensor) -> float:
+    """Normal consistency from the normals (N, 3) of samples of each surface and those nearest to them on the other."""
     forward, backward = ((x * y).sum(1).abs().double().mean() for x, y in ((a, nearest_to_a), (b, nearest_to_b)))
     return float(forward + backward) / 2
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from polyfield.apps.recipes import shape
 from polyfield.apps.run import open_run
 from polyfield.apps.shape_batches import SamplesConfig
 from polyfield.apps.shape_metrics import compare
-from polyfield.datasets.scene import SceneError
+from polyfield.datasets.scene import LoadOptions, SceneError
 from polyfield.datasets.shape import load_shape, surface_of, truth_of
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
@@ -89,6 +90,18 @@ def test_render_and_view_say_that_there_is_nothing_to_draw(torus_run, capsys):
     for verb in ("render", "view"):
         assert main([verb, str(torus_run.folder)]) == 2
         assert f"{verb}: {torus_run.folder}: expected a run that was fitted to photographs" in capsys.readouterr().err
+
+
+def test_a_half_table_keeps_up(tmp_path):
+    """The field is asked through the half copy: a fit that left it behind would learn nothing."""
+    torus().export(tmp_path / "torus.ply")
+    grid = replace(SMALL.distances.grid, half=True)
+    config = replace(SMALL, distances=replace(SMALL.distances, grid=grid))
+    job = config.build(config.open_data(str(tmp_path / "torus.ply"), LoadOptions()))
+    before = job.field.encoding.half_table.clone()
+    fit(job, Budget(steps=3))
+    assert torch.equal(job.field.encoding.half_table, job.field.encoding.table.bfloat16())
+    assert not torch.equal(job.field.encoding.half_table, before)
 
 
 @pytest.mark.parametrize("option", [["--view"], ["--downscale", "2"], ["--masks", "alpha"]])

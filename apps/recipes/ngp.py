@@ -152,7 +152,7 @@ class Config:
         rate, o = self.optimizer.learning_rate, self.optimizer
         networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
-            {"params": [model.encoding.table], "sparse": True, "half": [model.encoding.half_table]},
+            model.encoding.group(),
             {"params": networks, "weight_decay": o.network_weight_decay},
         ]
         if extra := list(renderer.parameters()):

@@ -76,7 +76,7 @@ class Config:
         o = self.optimizer
         networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
-            {"params": [model.encoding.table], "sparse": True},
+            model.encoding.group(),
             {"params": networks, "weight_decay": o.network_weight_decay},
         ]
         groups = [{"final_fraction": o.final_fraction, **group} for group in groups]
