@@ -29,7 +29,6 @@ def mesh_scores(run: Run, truth: str) -> dict[str, Any]:
         "chamfer_percent": 100 * scores.chamfer,
         "chamfer_to_truth_percent": 100 * scores.to_truth,
         "chamfer_from_truth_percent": 100 * scores.from_truth,
-        "sampling_floor_percent": 100 * scores.floor,
         **{f"f_score_{100 * share:g}_percent": score for share, score in scores.f_scores.items()},
         "normal_consistency": scores.normal_consistency,
         "diagonal": scores.diagonal,
@@ -70,7 +69,6 @@ def summary(scores: dict[str, Any]) -> str:
     f_scores = ", ".join(f"{scores[key]:.4f} at {key.split('_')[2]} %" for key in scores if key.startswith("f_score_"))
     return (
         f"mesh ({scores['source']}): Chamfer distance {scores['chamfer_percent']:.3f} % of the diagonal "
-        f"({scores['chamfer_to_truth_percent']:.3f} to the truth, {scores['chamfer_from_truth_percent']:.3f} from it; "
-        f"sampling alone {scores['sampling_floor_percent']:.3f}), F-score {f_scores}, "
-        f"normal consistency {scores['normal_consistency']:.4f}"
+        f"({scores['chamfer_to_truth_percent']:.3f} to the truth, {scores['chamfer_from_truth_percent']:.3f} from it), "
+        f"F-score {f_scores}, normal consistency {scores['normal_consistency']:.4f}"
     )

@@ -1,8 +1,6 @@
-"""How near the surface of a run is to the shape that it was fitted to.
+"""How near the surface of a run is to the shape that it was fitted to, by the measures of ``geometry/metrics.py``.
 
-Both surfaces are sampled uniformly by area from a fixed seed, and each sample is held against the other surface itself
-rather than against samples of it: the floor that a finite number of samples has (``geometry/metrics.py``) would be
-above the errors of a good fit. Distances are not squared; percentages are of the diagonal of the shape's bounding box.
+Percentages are of the diagonal of the shape's bounding box.
 """
 
 from __future__ import annotations
@@ -15,12 +13,10 @@ from torch import Tensor
 from ..datasets.scene import Scene
 from ..datasets.shape import surface_of, truth_of
 from ..geometry import Mesh
-from ..geometry.mesh_distance import MeshDistance
-from ..geometry.mesh_ops import sample_surface
-from ..geometry.metrics import SAMPLES, alignment, f_score_of
+from ..geometry.metrics import SAMPLES, Sampled
 from ..geometry.transforms import similarity_scale
 
-THRESHOLDS = (0.1, 0.5, 1.0)  # of the F-score, % of the diagonal
+THRESHOLDS = (0.001, 0.005, 0.01)  # of the F-score, shares of the diagonal
 
 
 def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
@@ -31,38 +27,30 @@ def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
         chamfer_percent of the diagonal; f_score by threshold in %; normal_consistency, the mean |cosine| of normals,
         both ways; the diagonal.
     """
-    generator = torch.Generator().manual_seed(0)
-    found, found_normals = sample_surface(Mesh(mesh.vertices, mesh.faces), samples, generator)
-    true = surface_of(scene)(samples, generator)
-    assert true.normals is not None
-    to_shape, shape_normals = _nearest(scene, found)
-    to_mesh, mesh_normals = _on_mesh(MeshDistance(mesh), true.positions)
-    corners = scene.mesh.vertices if scene.mesh is not None else scene.points
-    assert corners is not None
-    diagonal = float((corners.amax(0) - corners.amin(0)).norm())
-    chamfer = float(to_shape.mean() + to_mesh.mean()) / 2
-    scale = float(similarity_scale(scene.scene_to_world))
+    scores = Sampled.of_mesh(mesh, samples).scores(_shape(scene, samples), THRESHOLDS)
+    diagonal = scores.diagonal * float(similarity_scale(scene.scene_to_world))
     return {
-        "chamfer": chamfer * scale,
-        "chamfer_percent": 100 * chamfer / diagonal,
-        "accuracy": float(to_shape.mean()) * scale,
-        "completeness": float(to_mesh.mean()) * scale,
-        "f_score": {str(p): f_score_of(to_shape, to_mesh, p / 100 * diagonal) for p in THRESHOLDS},
-        "normal_consistency": alignment(found_normals, shape_normals, true.normals, mesh_normals),
-        "diagonal": diagonal * scale,
+        "chamfer": scores.chamfer * diagonal,
+        "chamfer_percent": 100 * scores.chamfer,
+        "accuracy": scores.to_truth * diagonal,
+        "completeness": scores.from_truth * diagonal,
+        "f_score": {f"{100 * share:.1f}": score for share, score in scores.f_scores.items()},
+        "normal_consistency": scores.normal_consistency,
+        "diagonal": diagonal,
     }
 
 
-def _nearest(scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances (N,) to the shape and its normals (N, 3) there."""
-    truth = truth_of(scene)
-    if isinstance(truth, MeshDistance):
-        return _on_mesh(truth, points)
-    known = truth(points)
-    assert known.distances is not None and known.normals is not None
-    return known.distances.abs(), known.normals
+def _shape(scene: Scene, samples: int) -> Sampled:
+    if scene.mesh is not None:
+        return Sampled.of_mesh(scene.mesh, samples)
+    assert scene.points is not None
+    truth, true = truth_of(scene), surface_of(scene)(samples, torch.Generator().manual_seed(0))
+    assert true.normals is not None
 
+    def nearest(points: Tensor) -> tuple[Tensor, Tensor]:
+        known = truth(points)
+        assert known.distances is not None and known.normals is not None
+        return known.distances.abs().double(), known.normals
 
-def _on_mesh(distance: MeshDistance, points: Tensor) -> tuple[Tensor, Tensor]:
-    found, faces, _ = distance.nearest(points)
-    return found, distance.face_normals[faces].float()
+    diagonal = float((scene.points.amax(0) - scene.points.amin(0)).norm())
+    return Sampled(true.positions, true.normals, nearest, diagonal)

@@ -1,18 +1,21 @@
 """How close two surfaces are: Chamfer distance, F-score, normal consistency.
 
-Protocol: meshes are replaced by SAMPLES points spread uniformly by area, from a fixed seed; point sets (N, 3) are taken
-as they are. d(a -> b) is the distance from each point of a to the nearest point of b, not squared, in the units of the
-input. So a finite number of samples leaves a floor: two samplings of one surface of area A and N points each are about
-0.5 sqrt(A / N) apart. Nothing is cropped, masked, aligned or thinned here: do that before, and say so.
+Protocol: meshes are sampled at SAMPLES points, uniformly by area from a fixed seed, and each sample is held against the
+other surface itself, not against samples of it: a mesh is 0 from itself, however few they are. Point sets (N, 3) are
+taken as they are; what is nearest to a point there is one of them, so that N points of a surface of area A are about
+0.5 sqrt(A / N) away from it. Distances are not squared, and in the units of the input. Nothing is cropped, masked,
+aligned or thinned here: do that before, and say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .mesh_distance import MeshDistance
 from .mesh_ops import face_areas, sample_surface
 from .types import Mesh
 
@@ -21,14 +24,13 @@ SAMPLES = 200_000
 
 @dataclass(frozen=True)
 class SurfaceScores:
-    """A mesh beside the true one; distances are shares of the diagonal of the true mesh's bounding box."""
+    """A surface beside the true one; distances are shares of the diagonal of the true one's bounding box."""
 
-    to_truth: float  # mean d(mesh -> truth): accuracy, large where the mesh has what is not there
-    from_truth: float  # mean d(truth -> mesh): completeness, large where the mesh lacks something
+    to_truth: float  # mean d(surface -> truth): accuracy, large where it has what is not there
+    from_truth: float  # mean d(truth -> surface): completeness, large where it lacks something
     f_scores: dict[float, float]  # threshold, a share of the diagonal -> F-score
     normal_consistency: float
-    floor: float  # the Chamfer distance of two samplings of the true surface itself
-    diagonal: float  # in the units of the meshes
+    diagonal: float  # in the units of the surfaces
 
     @property
     def chamfer(self) -> float:
@@ -36,34 +38,49 @@ class SurfaceScores:
         return (self.to_truth + self.from_truth) / 2
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A surface as it is measured: points on it, its normals there, and what of it is nearest to other points."""
+
+    points: Tensor  # (N, 3)
+    normals: Tensor  # (N, 3)
+    nearest: Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) -> distances (M,) and the surface's normals there (M, 3)
+    diagonal: float  # of its bounding box
+
+    @staticmethod
+    def of_mesh(mesh: Mesh, samples: int = SAMPLES) -> Sampled:
+        """Raises ValueError for a mesh without any area."""
+        points, normals = _sample(mesh, samples)
+        solid = _with_area(mesh)
+        distance = MeshDistance(solid)
+
+        def nearest_to(others: Tensor) -> tuple[Tensor, Tensor]:
+            found, faces, _ = distance.nearest(others)
+            return found, distance.face_normals[faces].to(normals)
+
+        corners = solid.vertices[solid.faces].reshape(-1, 3)
+        return Sampled(points, normals, nearest_to, float((corners.amax(0) - corners.amin(0)).double().norm()))
+
+    def scores(self, truth: Sampled, thresholds: tuple[float, ...] = (0.01, 0.005)) -> SurfaceScores:
+        """All measures of this surface by ``truth``; thresholds of F-scores are shares of the truth's diagonal."""
+        (forward, true_normals), (backward, own_normals) = truth.nearest(self.points), self.nearest(truth.points)
+        return SurfaceScores(
+            float(forward.mean()) / truth.diagonal,
+            float(backward.mean()) / truth.diagonal,
+            {share: f_score_of(forward, backward, share * truth.diagonal) for share in thresholds},
+            alignment(self.normals, true_normals, truth.normals, own_normals),
+            truth.diagonal,
+        )
+
+
 def compare(
     mesh: Mesh, truth: Mesh, *, thresholds: tuple[float, ...] = (0.01, 0.005), samples: int = SAMPLES
 ) -> SurfaceScores:
-    """All measures of ``mesh`` by ``truth``, from one sampling of each.
+    """All measures of ``mesh`` by ``truth``, in the same frame and units, from ``samples`` points on each.
 
-    Args:
-        mesh: what was reconstructed.
-        truth: what it should be, in the same frame and units.
-        thresholds: of the F-scores, as shares of the diagonal of ``truth``'s bounding box.
-        samples: points on each.
-
-    Raises:
-        ValueError: a mesh without any area.
+    Raises ValueError for a mesh without any area.
     """
-    (points, normals), (true_points, true_normals) = _sample(mesh, samples), _sample(truth, samples)
-    forward, to_true = nearest(points, true_points)
-    backward, to_mesh = nearest(true_points, points)
-    corners = truth.vertices[truth.faces].reshape(-1, 3)
-    diagonal = float((corners.amax(0) - corners.amin(0)).double().norm())
-    area = float(face_areas(truth).double().sum())
-    return SurfaceScores(
-        float(forward.mean()) / diagonal,
-        float(backward.mean()) / diagonal,
-        {share: f_score_of(forward, backward, share * diagonal) for share in thresholds},
-        alignment(normals, true_normals[to_true], true_normals, normals[to_mesh]),
-        0.5 * (area / samples) ** 0.5 / diagonal,
-        diagonal,
-    )
+    return Sampled.of_mesh(mesh, samples).scores(Sampled.of_mesh(truth, samples), thresholds)
 
 
 def chamfer(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> float:
@@ -81,20 +98,23 @@ def f_score(a: Mesh | Tensor, b: Mesh | Tensor, threshold: float, *, samples: in
 
 
 def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
-    """Mean |cosine| between the normals of samples and of their nearest samples on the other mesh, both ways.
+    """Mean |cosine| between the normals of samples and those of the other mesh where it is nearest, both ways.
 
     Source: Mescheder et al., "Occupancy Networks", CVPR 2019.
     """
-    (points_a, normals_a), (points_b, normals_b) = _sample(a, samples), _sample(b, samples)
-    _, nearest_b = nearest(points_a, points_b)
-    _, nearest_a = nearest(points_b, points_a)
-    return alignment(normals_a, normals_b[nearest_b], normals_b, normals_a[nearest_a])
+    return compare(a, b, samples=samples).normal_consistency
 
 
 def distances(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
     """d(a -> b) (N,) and d(b -> a) (M,) float64: accuracy and completeness, if a is judged by b."""
     points_a, points_b = (_sample(x, samples)[0] if isinstance(x, Mesh) else x for x in (a, b))
-    return nearest(points_a, points_b)[0], nearest(points_b, points_a)[0]
+    return _distances(points_a, b), _distances(points_b, a)
+
+
+def _distances(points: Tensor, other: Mesh | Tensor) -> Tensor:
+    if isinstance(other, Mesh):
+        return MeshDistance(_with_area(other)).nearest(points)[0]
+    return nearest(points, other)[0]
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,4 +143,9 @@ def alignment(a: Tensor, nearest_to_a: Tensor, b: Tensor, nearest_to_b: Tensor) 
 
 
 def _sample(mesh: Mesh, samples: int) -> tuple[Tensor, Tensor]:
-    return sample_surface(mesh.to("cpu"), samples, torch.Generator().manual_seed(0))
+    return sample_surface(Mesh(mesh.vertices.cpu(), mesh.faces.cpu()), samples, torch.Generator().manual_seed(0))
+
+
+def _with_area(mesh: Mesh) -> Mesh:
+    """The triangles that have any: the others are no surface, and have no normal."""
+    return Mesh(mesh.vertices.cpu(), mesh.faces.cpu()[face_areas(mesh).cpu() > 0])

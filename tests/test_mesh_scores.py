@@ -18,7 +18,6 @@ KEYS = {
     "chamfer_percent",
     "chamfer_to_truth_percent",
     "chamfer_from_truth_percent",
-    "sampling_floor_percent",
     "f_score_1_percent",
     "f_score_0.5_percent",
     "normal_consistency",
@@ -79,7 +78,7 @@ def test_the_runs_own_mesh_counts_if_it_is_of_this_fit(run, truth, tmp_path, cap
         scores = metrics(run)["mesh"]
         assert scores["source"] == "mesh.ply"
         assert scores["diagonal"] == pytest.approx(float((truth.vertices.amax(0) - truth.vertices.amin(0)).norm()))
-        assert scores["chamfer_to_truth_percent"] < 100 * 0.02 / scores["diagonal"] + scores["sampling_floor_percent"]
+        assert scores["chamfer_to_truth_percent"] < 100 * 0.0201 / scores["diagonal"]
         assert scores["f_score_1_percent"] > 0.85
         assert "mesh (mesh.ply)" in capsys.readouterr().out
         os.utime(path, (0, 0))
