@@ -51,15 +51,17 @@ PF_INLINE void join(const T* extras, int extra_columns, const T* geometry, int c
 }
 
 // features (L, n, F) is written on the way. geometry is null where no backward pass follows; so are extras and colors
-// where only sigmas are wanted.
+// where only sigmas are wanted, and g then is its first column alone.
 template <class P, int F, class H, class T = typename P::Real>
 void forward_radiance(const Radiance<T>& field, const T* points, const H* table, const T* extras, T* sigmas, T* colors,
                       T* features, T* geometry, int64_t n) {
   encode<3, F>(points, table, field.levels, field.level_count, features, F, n * F, n);
   Arena& call_arena = fresh_arena<Use::CALL>();
-  const Net<P> density(field.density, false, call_arena);
-  const Net<P> color(colors ? field.color : field.density, false, call_arena);
-  const int channels = field.channels(), columns = field.geometry(), extra_columns = field.extras();
+  Parameters<T> first = field.density;
+  if (!colors) first.dims[first.layers] = 1;
+  const Net<P> density(first, false, call_arena);
+  const Net<P> color(colors ? field.color : first, false, call_arena);
+  const int channels = field.channels(), columns = first.dims[first.layers], extra_columns = field.extras();
   const int64_t size = chunk_size(n);
   parallel_pieces(ceil_div(n, size), [&](int64_t chunk) {
     const int64_t end = (chunk + 1) * size < n ? (chunk + 1) * size : n;
