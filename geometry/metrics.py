@@ -44,7 +44,7 @@ class Sampled:
 
     points: Tensor  # (N, 3)
     normals: Tensor  # (N, 3)
-    nearest: Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) -> distances (M,) and the surface's normals there (M, 3)
+    nearest: Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) -> distances (M,), normals there (M, 3)
     diagonal: float  # of its bounding box
 
     @staticmethod

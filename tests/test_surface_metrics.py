@@ -90,7 +90,8 @@ def test_only_point_sets_have_a_floor_of_sampling(small):
     forward, backward = distances(small, points, samples=50_000)
     assert float(forward.mean()) == pytest.approx(0.5 * (3.14159 / 50_000) ** 0.5, rel=0.1)
     assert float(backward.mean()) < 1e-6
-    sphere = torch.nn.functional.normalize(torch.randn(50_000, 3, generator=torch.Generator().manual_seed(0)), dim=1) / 2
+    random = torch.randn(50_000, 3, generator=torch.Generator().manual_seed(0))
+    sphere = torch.nn.functional.normalize(random, dim=1) / 2
     assert float(distances(small, sphere, samples=50_000)[1].mean()) < 1e-3, "as near as the mesh is to a sphere"
 
 
