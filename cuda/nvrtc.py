@@ -27,7 +27,7 @@ from . import cubin
 KERNELS = Path(__file__).parent / "kernels"
 INCLUDE = Path(__file__).parent / "include"
 CACHE_VARIABLE = "POLYFIELD_CACHE"
-WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "radiance"})
+WITHOUT_TWIN = frozenset({"fma_peak", "mlp", "mlp_slopes", "radiance"})
 REMEDY = "pip install 'polyfield[cuda]', or use the CPU"
 OPTIONS: dict[str, Any] = {
     "std": "c++17",

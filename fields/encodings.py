@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.hash_encoding import HashLayout, hash_encode, hash_encode_with_gradient
+from ..cuda.hash_slopes import hash_slopes
 from ..cuda.memory import prefer_large_pages
 
 
@@ -76,6 +77,11 @@ class HashGrid(nn.Module):
     def with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and their derivatives (N, C, 3) by the points."""
         return hash_encode_with_gradient(points, self.table, self.layout, table_grad=self.table.grad)
+
+    def slopes(self, points: Tensor, slopes: Tensor) -> Tensor:
+        """How what changes with the features by ``slopes`` (N, C) changes with points (N, 3); these get no gradient."""
+        options = dict(half=self.half_table, table_grad=self.table.grad)
+        return hash_slopes(points, slopes, self.table, self.layout, **options)
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.mlp import mlp
+from ..cuda.mlp_slopes import mlp_with_slopes
 from ..cuda.native import has_bfloat16
 
 
@@ -56,16 +57,7 @@ class Mlp(nn.Module):
         Between the kinks of its activations a network is linear: the gradient is a product of weights, and a loss on it
         is differentiated once.
         """
-        x, open_gates = inputs, []
-        for layer, weight in enumerate(self.weights):
-            x = nn.functional.linear(x, weight, None if self.biases is None else self.biases[layer])
-            if layer < len(self.weights) - 1:
-                open_gates.append(x > 0)
-                x = x.relu()
-        slopes = self.weights[-1][:1].expand(len(inputs), -1)
-        for weight, gate in zip(list(self.weights)[-2::-1], reversed(open_gates), strict=True):
-            slopes = (slopes * gate) @ weight
-        return x, slopes
+        return mlp_with_slopes(inputs, list(self.weights), None if self.biases is None else list(self.biases))
 
     def rounds(self, inputs: Tensor) -> bool:
         """Whether products are in bfloat16."""

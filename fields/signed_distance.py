@@ -105,9 +105,14 @@ class SignedDistance(nn.Module):
         if not gradients and directions is None:
             geometry = self.network(torch.cat([self.encoding(unit), place], -1))
             return FieldOutput(sphere + geometry[:, 0], features=geometry)
-        features, jacobian = self.encoding.with_gradient(unit)
+        moving = unit.requires_grad and torch.is_grad_enabled()
+        features, jacobian = self.encoding.with_gradient(unit) if moving else (self.encoding(unit), None)
         geometry, slopes = self.network.with_gradient(torch.cat([features, place], -1))
-        by_unit = _Contract.apply(slopes[:, :-3], jacobian) + 2 * slopes[:, -3:]
+        of_features = slopes[:, :-3]
+        by_features = (
+            self.encoding.slopes(unit, of_features) if jacobian is None else _Contract.apply(of_features, jacobian)
+        )
+        by_unit = by_features + 2 * slopes[:, -3:]
         gradient = by_unit / self.bounds.extent + away / length[:, None]
         colors = None if directions is None else self._color(directions, gradient, place, geometry)
         return FieldOutput(sphere + geometry[:, 0], gradient, colors, geometry)

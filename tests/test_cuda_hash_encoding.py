@@ -19,6 +19,12 @@ from tests.test_hash_encoding import (  # noqa: F401
     test_points_outside_are_clamped_and_have_no_gradient,
     test_special_numbers_of_half_tables,
 )
+from tests.test_slopes import (  # noqa: F401
+    test_empty_nan_and_outside,
+    test_gradients_into_a_buffer_and_from_a_half_table,
+    test_slopes_of_the_encoding,
+    test_the_same_as_by_the_jacobian,
+)
 
 
 @pytest.fixture(autouse=True)

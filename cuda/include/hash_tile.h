@@ -67,6 +67,17 @@ template <int D, class V, class T> PF_INLINE void interpolate(V* v, const T* fra
     for (int k = 0; k < 1 << (D - 1 - d); ++k) v[k] = v[2 * k] + fraction[d] * (v[2 * k + 1] - v[2 * k]);
 }
 
+// The corners' weights, and how they change along a direction: `along`, in cells, axis by axis
+template <int D, class R> PF_INLINE void weights_along(const R* fraction, const R* along, R* w, R* change) {
+  w[0] = R(scalar_t<R>(1)), change[0] = R(scalar_t<R>(0));
+  for (int d = D - 1; d >= 0; --d)
+    for (int k = (1 << (D - 1 - d)) - 1; k >= 0; --k) {
+      const R above = w[k], slope = change[k];
+      w[2 * k + 1] = above * fraction[d], w[2 * k] = above - w[2 * k + 1];
+      change[2 * k + 1] = slope * fraction[d] + above * along[d], change[2 * k] = slope - change[2 * k + 1];
+    }
+}
+
 // d cell coordinate / d x: the resolution inside, 0 where the point is clamped
 template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resolution, T* s) {
   for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);
@@ -262,6 +273,22 @@ template <int D, class T> struct Tile {
   }
   PF_INLINE bool has_runs() const { return runs * 3 < count; }
 
+  // Directions (count, D) in cells of a level: nothing along an axis on which the point is clamped
+  PF_INLINE void along(const T* points, const T* directions, int64_t resolution, T (*to)[HASH_TILE + PAD]) const {
+    for (int i = 0; i < count; ++i) {
+      T slope[D];
+      slopes<D>(points + i * D, resolution, slope);
+      for (int d = 0; d < D; ++d) to[d][i] = slope[d] > T(0) ? slope[d] * directions[i * D + d] : T(0);
+    }
+    for (int i = count; i < (count + LANES - 1) / LANES * LANES; ++i)
+      for (int d = 0; d < D; ++d) to[d][i] = T(0);
+  }
+  PF_INLINE void weights_along(int i, const T (*cells)[HASH_TILE + PAD], Lane<T>* w, Lane<T>* change) const {
+    Lane<T> f[D], a[D];
+    for (int d = 0; d < D; ++d) f[d] = load(fraction[d] + i), a[d] = load(cells[d] + i);
+    polyfield::weights_along<D>(f, a, w, change);
+  }
+
   // The corners' weights, samples in lanes
   PF_INLINE void weights(int i, Lane<T>* w) const {
     w[0] = Lane<T>(T(1));
@@ -312,11 +339,13 @@ template <int F, class T> PF_INLINE void interleave(const Lane<T>* columns, T* r
     for (int f = 0; f < F; ++f) rows[k * F + f] = plain[f][k];
 }
 
-// Samples in lanes; the corners of each run are broadcast. A later run overwrites the lanes from its start on.
-template <int D, int F, class T, class H> PF_INLINE void interpolate_runs(const Tile<D, T>& tile, const H* table, T* out, int64_t stride) {
+// Samples in lanes, corners weighted by weights(i, w); the corners of each run are broadcast. A later run overwrites the
+// lanes from its start on.
+template <int D, int F, class T, class H, class W>
+PF_INLINE void interpolate_runs(const Tile<D, T>& tile, const H* table, T* out, int64_t stride, W weights) {
   for (int i = 0; i < tile.count; i += LANES) {
     Lane<T> w[1 << D], result[F];
-    tile.weights(i, w);
+    weights(i, w);
     uint32_t starts = tile.starts[i / LANES] | 1u;
     do {
       const int start = __builtin_ctz(starts);
@@ -383,16 +412,25 @@ template <int D, class T, class Each> PF_INLINE void for_each_tile(const T* poin
   for_each_tile<D>(points, levels, level_count, n, each, ROWS_BLOCK, [](int, int64_t, int64_t) {});
 }
 
-// points (n, D) -> the F features of sample i at level l in out[i sample_stride + l level_stride]
-template <int D, int F, class T, class H>
-void encode(const T* points, const H* table, const Level* levels, int level_count, T* out, int64_t sample_stride, int64_t level_stride, int64_t n) {
+// points (n, D) -> F numbers of sample i at level l in out[i sample_stride + l level_stride], by
+// each(tile, level, first sample, entries of the level, where to)
+template <int D, int F, class T, class H, class Each>
+void encode_tiles(const T* points, const H* table, const Level* levels, int level_count, T* out, int64_t sample_stride, int64_t level_stride, int64_t n,
+                  Each each) {
   for_each_tile<D>(points, levels, level_count, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
-    const H* entries = table + levels[l].offset * F;
-    T* to = out + first * sample_stride + l * level_stride;
-    if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, sample_stride);
-    else interpolate_each<D, F>(tile, entries, to, sample_stride);
+    each(tile, l, first, table + levels[l].offset * F, out + first * sample_stride + l * level_stride);
   }, sample_stride == F ? LEVELS_BLOCK : ROWS_BLOCK, [=](int l, int64_t begin, int64_t end) {
     if (sample_stride == F) warm<D>(table + levels[l].offset * F, levels[l].size * F, n, begin, end);
+  });
+}
+
+// The same for features
+template <int D, int F, class T, class H>
+void encode(const T* points, const H* table, const Level* levels, int level_count, T* out, int64_t sample_stride, int64_t level_stride, int64_t n) {
+  encode_tiles<D, F>(points, table, levels, level_count, out, sample_stride, level_stride, n,
+                     [=](const Tile<D, T>& tile, int, int64_t, const H* entries, T* to) {
+    if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, sample_stride, [&](int i, Lane<T>* w) { tile.weights(i, w); });
+    else interpolate_each<D, F>(tile, entries, to, sample_stride);
   });
 }
 
@@ -404,23 +442,41 @@ template <int F, class T> PF_INLINE void join_levels(const T* by_level, int64_t 
         std::memcpy(rows + (i * level_count + l) * F, by_level + (l * stride + i) * F, F * sizeof(T));
 }
 
-// points (n, D) -> rows of L F features. A table beyond the caches is met level by level: what is then put in rows costs
-// less than the entries that would be fetched again.
-template <int D, int F, class T, class H>
-void encode_rows(const T* points, const H* table, const Level* levels, int level_count, T* rows, int64_t n) {
-  const int64_t row = int64_t(level_count) * F, entries = levels[level_count - 1].offset + levels[level_count - 1].size;
-  if (entries * F * int64_t(sizeof(H)) <= NEAR_TABLE) return encode<D, F>(points, table, levels, level_count, rows, row, F, n);
+template <int F, class H> PF_INLINE bool is_near(const H*, const Level* levels, int level_count) {
+  return (levels[level_count - 1].offset + levels[level_count - 1].size) * F * int64_t(sizeof(H)) <= NEAR_TABLE;
+}
+
+// Rows of L F numbers by fill(first sample, count, out, sample_stride, level_stride). A table beyond the caches is met level by
+// level: what is then put in rows costs less than the entries that would be fetched again.
+template <int F, class T, class H, class Fill>
+void fill_rows(const H* table, const Level* levels, int level_count, T* rows, int64_t n, Fill fill) {
+  const int64_t row = int64_t(level_count) * F;
+  if (is_near<F>(table, levels, level_count)) return fill(int64_t(0), n, rows, row, int64_t(F));
   static thread_local Scratch<T> scratch;
   const int64_t most = 2 * LEVELS_BLOCK, room = (n < most ? n : most) + PAD;
   scratch.resize(room * row);
   T* by_level = scratch.data();
   for (int64_t base = 0; base < n; base += most) {
     const int64_t count = n - base < most ? n - base : most;
-    encode<D, F>(points + base * D, table, levels, level_count, by_level, F, room * F, count);
+    fill(base, count, by_level, int64_t(F), room * F);
     parallel_chunks(count, 64, [=](int64_t begin, int64_t end) {
       join_levels<F>(by_level + begin * F, room, rows + (base + begin) * row, end - begin, level_count);
     });
   }
+}
+
+// points (n, D) -> rows of L F features
+template <int D, int F, class T, class H>
+void encode_rows(const T* points, const H* table, const Level* levels, int level_count, T* rows, int64_t n) {
+  fill_rows<F>(table, levels, level_count, rows, n, [=](int64_t base, int64_t count, T* out, int64_t sample_stride, int64_t level_stride) {
+    encode<D, F>(points + base * D, table, levels, level_count, out, sample_stride, level_stride, count);
+  });
+}
+
+// Rows of WIDTH numbers per (sample, level) -> level by level. Within 64 samples, so that rows stay in the first-level cache.
+template <int WIDTH, class T> PF_INLINE void split_levels(const T* rows, T* levels, int64_t level_stride, int n, int level_count) {
+  for (int l = 0; l < level_count; ++l)
+    for (int i = 0; i < n; ++i) std::memcpy(levels + l * level_stride + i * WIDTH, rows + (int64_t(i) * level_count + l) * WIDTH, WIDTH * sizeof(T));
 }
 
 #endif

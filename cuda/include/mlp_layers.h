@@ -285,10 +285,16 @@ struct Backward {
   int64_t n;
   const Gradients<T>& grads;
   Sums<P> layout;
+  const T* grad_slopes = nullptr;  // of the first output's derivatives by the inputs, for mlp_slopes.h
   // scratch of one thread
   U *x_rows = nullptr, *x_pairs = nullptr, *hidden[MAX_LAYERS] = {}, *swap[2] = {}, *g_rows[2] = {}, *g_pairs[2] = {};
+  U *tangents[MAX_LAYERS] = {}, *slope_rows[2] = {};
 
   void take_scratch(Arena& arena) {
+    if (grad_slopes) {
+      for (int l = 0; l < net.layers; ++l) tangents[l] = arena.take<U>(TILE * padded(net.dims[l]));
+      for (U*& s : slope_rows) s = arena.take<U>(TILE * net.widest(1, net.layers));
+    }
     const int64_t rows = TILE * net.widest(1, net.layers + 1) / P::PAIR;
     x_rows = arena.take<U>(TILE * net.stride(0));
     x_pairs = P::PAIR == 1 ? x_rows : arena.take<U>(TILE / P::PAIR * padded(net.dims[0]));
@@ -309,6 +315,35 @@ struct Backward {
     const U one = P::unit(T(1), T(1), net.rounded);
     if (grads.biases[l])
       product<P>(1, net.dims[l + 1], Operand<U>{&one, 0}, g, units, Add<P>{sums + layout.biases[l], 0}, ahead);
+  }
+
+  // What the derivatives s of the first output add: <s, q> is how fast that output changes along q = grad_slopes, which is a
+  // product of weights between the gates of the hidden layers: with t_0 = q, t_{l+1} = (t_l W_l^T) where h_{l+1} > 0, and
+  // u_l = (u_{l+1} W_l) where h_l > 0 from u_L = (1, 0, ...),  dW_l += u_{l+1}^T t_l.
+  void slopes(int64_t begin, int64_t count, const Operand<U>* h, T* sums, Ahead& ahead) const {
+    static_assert(P::PAIR == 1, "numbers as they are");
+    const int in = net.dims[0];
+    Operand<U> t[MAX_LAYERS];
+    convert<P>(grad_slopes + begin * in, count, in, tangents[0], padded(in), tangents[0], padded(in), net.rounded);
+    for (int l = 0; l < net.layers; ++l) {
+      t[l] = {tangents[l], padded(net.dims[l])};
+      if (l + 1 == net.layers) break;
+      const int width = net.dims[l + 1];
+      product<P>(count, width, t[l], net.forward[l], net.units(l),
+                 Gated<P>{h[l + 1].p, h[l + 1].ld, tangents[l + 1], tangents[l + 1], padded(width), padded(width), net.rounded}, ahead);
+    }
+    const U one = P::unit(T(1), T(1), net.rounded);
+    Operand<U> u{&one, 0};
+    for (int l = net.layers - 1, s = 0; l >= 0; --l, s ^= 1) {
+      const int64_t rows = l + 1 == net.layers ? 1 : net.dims[l + 1];
+      if (grads.weights[l])
+        product<P>(rows, net.dims[l], u, t[l], count, Add<P>{sums + layout.weights[l], padded(net.dims[l])}, ahead);
+      if (l == 0) break;
+      const int width = net.dims[l];
+      product<P>(count, width, u, net.backward[l], rows,
+                 Gated<P>{h[l].p, h[l].ld, slope_rows[s], slope_rows[s], width, width, net.rounded}, ahead);
+      u = {slope_rows[s], width};
+    }
   }
 
   void ahead_of(int64_t begin, Ahead& ahead) const {
@@ -361,13 +396,15 @@ struct Backward {
         left = {g_rows[s], net.stride(l)}, right = {g_pairs[s], width};
       }
     }
+    if constexpr (P::PAIR == 1)
+      if (grad_slopes) slopes(begin, count, pairs, sums, ahead);
   }
 };
 
 template <class P>
 void backward_pass(const Parameters<typename P::Real>& parameters, const typename P::Real* inputs,
                    const typename P::Real* grad_outputs, Saved<P> saved, const Gradients<typename P::Real>& grads,
-                   int64_t n) {
+                   int64_t n, const typename P::Real* grad_slopes = nullptr) {
   using T = typename P::Real;
   Arena& call_arena = fresh_arena<Use::CALL>();
   const Net<P> net(parameters, true, call_arena);
@@ -375,7 +412,7 @@ void backward_pass(const Parameters<typename P::Real>& parameters, const typenam
   const int64_t size = chunk_size(n), chunks = ceil_div(n, size);
   T* sums = grads.any() ? call_arena.take<T>(layout.size * chunks) : nullptr;
   parallel_pieces(chunks, [&](int64_t chunk) {
-    Backward<P> pass{net, inputs, grad_outputs, saved, n, grads, layout};
+    Backward<P> pass{net, inputs, grad_outputs, saved, n, grads, layout, grad_slopes};
     pass.take_scratch(fresh_arena<Use::TILE>());
     T* own = sums ? sums + chunk * layout.size : nullptr;
     if (own) std::memset(own, 0, layout.size * sizeof(T));

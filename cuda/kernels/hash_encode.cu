@@ -71,13 +71,12 @@ template <class T, int W> PF_INLINE void add_atomically(T* p, const Vec<T, W>& v
 }
 
 // All lanes of a warp: consecutive points at one level; those with `active` false have nothing to add.
-template <int D, int W, class T>
-PF_INLINE void scatter_item(const T* point, bool active, const Level& level, const T* gradient, const T* jacobian, T* grad_table) {
+// share(at, w, v): the corners' gradients of features w to w + W.
+template <int D, int W, class T, class Share>
+PF_INLINE void scatter_item(const T* point, bool active, const Level& level, T* grad_table, Share share) {
   const int lane = lane_number();
   const Place<D, T> at = place<D>(level, point);
   T* entries = grad_table + level.offset * WIDTH;
-  T slope[D];
-  if (jacobian) slopes<D>(point, level.resolution, slope);
   // Runs: lanes in the cell of the lane before, at all corners, for a hash may collide in one.
   bool same = lane > 0;
   for (int c = 0; c < 1 << D; ++c) same = (__shfl_up_sync(WARP, at.index[c], 1) == at.index[c]) && same;
@@ -87,11 +86,7 @@ PF_INLINE void scatter_item(const T* point, bool active, const Level& level, con
   const bool together = __popc(starts) * 3 < 32;
   for (int w = 0; w < WIDTH; w += W) {
     Vec<T, W> v[1 << D] = {};
-    if (active) {
-      v[0] = fetch<W>(gradient + w);
-      if (jacobian) share_out_jacobian<D, W>(v, at.fraction, slope, jacobian + w * D);
-      else share_out<D>(v, at.fraction);
-    }
+    if (active) share(at, w, v);
     if (together)
 #pragma unroll
       for (int step = 1; step < 32; step *= 2)
@@ -191,19 +186,37 @@ PF_INLINE void scatter_with_jacobian(const Tile<D, T>& tile, const T* points, in
   }
 }
 
-// Rows of WIDTH numbers per (sample, level) -> level by level. Within 64 samples, so that rows stay in the first-level cache.
-template <int WIDTH, class T> PF_INLINE void split_levels(const T* rows, T* levels, int64_t level_stride, int n, int level_count) {
-  for (int l = 0; l < level_count; ++l)
-    for (int i = 0; i < n; ++i) std::memcpy(levels + l * level_stride + i * WIDTH, rows + (int64_t(i) * level_count + l) * WIDTH, WIDTH * sizeof(T));
+// Of the derivatives along directions (in cells, see Tile::along), whose gradients are F numbers per sample. Runs are summed up
+// before they are added.
+template <int D, int F, class T>
+PF_INLINE void scatter_along(const Tile<D, T>& tile, const T (*along)[HASH_TILE + PAD], const T* gradient, T* table) {
+  alignas(64) T change[1 << D][HASH_TILE + PAD];
+  for (int i = 0; i < tile.count; i += LANES) {
+    Lane<T> w[1 << D], c[1 << D];
+    tile.weights_along(i, along, w, c);
+    for (int k = 0; k < 1 << D; ++k) store(change[k] + i, c[k]);
+  }
+  for (int i = 0; i < tile.count;) {
+    const int first = i;
+    Vec<T, F> sum[1 << D] = {};
+    do {
+      const Vec<T, F> g = read<Vec<T, F>>(gradient + i * F);
+      for (int c = 0; c < 1 << D; ++c) sum[c] += change[c][i] * g;
+      ++i;
+    } while (i < tile.count && !(tile.starts[i / LANES] >> (i % LANES) & 1));
+    for (int c = 0; c < 1 << D; ++c) {
+      T* p = table + F * int64_t(tile.index[c][first]);
+      write(p, read<Vec<T, F>>(p) + sum[c]);
+    }
+  }
 }
 
 constexpr int64_t CHUNK = 65536;  // samples per pass: bounds the scratch (128 bytes each at 16 levels of 2)
 
-// Adds to the table: gradients level by level (and F D numbers of the Jacobian's), columns axis by axis, both in rows of
-// `stride` samples. Each level has one owner.
-template <int D, int F, class T>
-void scatter_levels(const T* points, const T* columns, const Level* levels, int level_count, const T* by_level, const T* jacobian_by_level, int64_t level_stride,
-                    int64_t stride, T* grad_table, int64_t n) {
+// Adds to the table, each level by one owner: scatter(tile, level, first sample, its entries) for every tile of n samples, whose
+// coordinates lie axis by axis in rows of `stride`.
+template <int D, int F, class T, class Scatter>
+void scatter_levels(const T* columns, const Level* levels, int level_count, int64_t stride, T* grad_table, int64_t n, Scatter scatter) {
   parallel_pieces(level_count, [=](int64_t piece) {
     const int64_t l = level_count - 1 - piece;  // the finest, which cost most, first
     T* table = grad_table + levels[l].offset * F;
@@ -211,18 +224,20 @@ void scatter_levels(const T* points, const T* columns, const Level* levels, int 
     Tile<D, T> tile;
     for (int64_t begin = 0; begin < n; begin += HASH_TILE) {
       tile.locate_level(levels[l], columns + begin, stride, int(n - begin < HASH_TILE ? n - begin : HASH_TILE));
-      const T* gradient = by_level + (l * level_stride + begin) * F;
-      if (jacobian_by_level)
-        scatter_with_jacobian<D, F>(tile, points + begin * D, levels[l].resolution, gradient,
-                                    jacobian_by_level + (l * level_stride + begin) * F * D, table);
-      else if (tile.has_runs()) scatter_runs<D, F>(tile, gradient, table);
-      else scatter_each<D, F>(tile, gradient, table);
+      scatter(tile, l, begin, table);
     }
   });
 }
 
+template <int D, int F, class T> PF_INLINE void scatter(const Tile<D, T>& tile, const T* gradient, T* table) {
+  if (tile.has_runs()) scatter_runs<D, F>(tile, gradient, table);
+  else scatter_each<D, F>(tile, gradient, table);
+}
+
+// With directions (N, D), grad_features are the gradients of the derivatives along them.
 template <int D, int F, bool JACOBIAN, class T>
-void backward_table(const T* points, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_table, int64_t n, int level_count) {
+void backward_table(const T* points, const T* directions, const Level* levels, const T* grad_features, const T* grad_jacobian, T* grad_table, int64_t n,
+                    int level_count) {
   static thread_local Scratch<T> scratch;
   const int64_t room = (n < CHUNK ? ceil_div(n, 64) * 64 : CHUNK) + PAD, row = int64_t(level_count) * F;
   scratch.resize(room * (D + row + (JACOBIAN ? row * D : 0)));
@@ -235,7 +250,18 @@ void backward_table(const T* points, const Level* levels, const T* grad_features
       if (JACOBIAN)
         split_levels<F * D>(grad_jacobian + (base + begin) * row * D, jacobian_by_level + begin * F * D, room * F * D, int(end - begin), level_count);
     });
-    scatter_levels<D, F>(points + base * D, columns, levels, level_count, by_level, JACOBIAN ? jacobian_by_level : nullptr, room, room, grad_table, count);
+    scatter_levels<D, F>(columns, levels, level_count, room, grad_table, count, [=](const Tile<D, T>& tile, int64_t l, int64_t begin, T* table) {
+      const T *gradient = by_level + (l * room + begin) * F, *from = points + (base + begin) * D;
+      if (JACOBIAN) {
+        scatter_with_jacobian<D, F>(tile, from, levels[l].resolution, gradient, jacobian_by_level + (l * room + begin) * F * D, table);
+      } else if (directions) {
+        alignas(64) T along[D][HASH_TILE + PAD];
+        tile.along(from, directions + (base + begin) * D, levels[l].resolution, along);
+        scatter_along<D, F>(tile, along, gradient, table);
+      } else {
+        scatter<D, F>(tile, gradient, table);
+      }
+    });
   }
 }
 
@@ -247,7 +273,9 @@ void backward_table_by_level(const T* points, const Level* levels, const T* grad
   scratch.resize(stride * D);
   T* columns = scratch.data();
   parallel_chunks(n, 64, [=](int64_t begin, int64_t end) { split_axes<D>(points + begin * D, columns + begin, stride, end - begin); });
-  scatter_levels<D, F>(points, columns, levels, level_count, grad_features, (const T*)nullptr, n, stride, grad_table, n);
+  scatter_levels<D, F>(columns, levels, level_count, stride, grad_table, n, [=](const Tile<D, T>& tile, int64_t l, int64_t begin, T* table) {
+    scatter<D, F>(tile, grad_features + (l * n + begin) * F, table);
+  });
 }
 
 #endif
@@ -283,11 +311,43 @@ void hash_encode_backward_table(const T* points, const int64_t* levels_, const T
     for_parts(items, n, [=](int64_t i, int l) {
       const int64_t point = i < 0 ? n - 1 : i, row = (point * level_count + l) * WIDTH;
       const T* jacobian = grad_jacobian ? grad_jacobian + row * D : nullptr;
-      scatter_item<D, F>(points + point * D, i >= 0, levels[l], grad_features + row, jacobian, grad_table);
+      T slope[D];
+      if (jacobian) slopes<D>(points + point * D, levels[l].resolution, slope);
+      scatter_item<D, F>(points + point * D, i >= 0, levels[l], grad_table, [=](const Place<D, T>& at, int w, Vec<T, F>* v) {
+        v[0] = fetch<F>(grad_features + row + w);
+        if (jacobian) share_out_jacobian<D, F>(v, at.fraction, slope, jacobian + w * D);
+        else share_out<D>(v, at.fraction);
+      });
     });
 #else
-    if (grad_jacobian) backward_table<D, F, true>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
-    else backward_table<D, F, false>(points, levels, grad_features, grad_jacobian, grad_table, n, level_count);
+    if (grad_jacobian) backward_table<D, F, true>(points, (const T*)nullptr, levels, grad_features, grad_jacobian, grad_table, n, level_count);
+    else backward_table<D, F, false>(points, (const T*)nullptr, levels, grad_features, grad_jacobian, grad_table, n, level_count);
+#endif
+  });
+}
+
+// The table's gradient from that of the derivatives along directions (N, D), grad_derivatives (N, L F)
+template <class T>
+void hash_encode_backward_along(const T* points, const T* directions, const int64_t* levels_, const T* grad_derivatives, T* grad_table, Threads<> items,
+                                int64_t n, int dimensions, int level_count, int width) {
+  const Level* levels = (const Level*)levels_;
+  dispatch(dimensions, width, [=](auto dimensions_, auto features_) {
+    constexpr int D = decltype(dimensions_)::value, F = decltype(features_)::value;
+#if PF_CUDA
+    for_parts(items, n, [=](int64_t i, int l) {
+      const int64_t point = i < 0 ? n - 1 : i;
+      T along[D];
+      slopes<D>(points + point * D, levels[l].resolution, along);
+      for (int d = 0; d < D; ++d) along[d] = along[d] > T(0) ? along[d] * directions[point * D + d] : T(0);
+      scatter_item<D, F>(points + point * D, i >= 0, levels[l], grad_table, [=](const Place<D, T>& at, int w, Vec<T, F>* v) {
+        const Vec<T, F> g = fetch<F>(grad_derivatives + (point * level_count + l) * WIDTH + w);
+        T weight[1 << D], change[1 << D];
+        weights_along<D>(at.fraction, along, weight, change);
+        for (int c = 0; c < 1 << D; ++c) v[c] = change[c] * g;
+      });
+    });
+#else
+    backward_table<D, F, false>(points, directions, levels, grad_derivatives, (const T*)nullptr, grad_table, n, level_count);
 #endif
   });
 }
@@ -298,6 +358,8 @@ POLYFIELD_OP(hash_encode_bf16, hash_encode<float, BFloat16>)
 POLYFIELD_OP(hash_encode_f16, hash_encode<float, Float16>)
 POLYFIELD_OP(hash_encode_backward_table_f32, hash_encode_backward_table<float>)
 POLYFIELD_OP(hash_encode_backward_table_f64, hash_encode_backward_table<double>)
+POLYFIELD_OP(hash_encode_backward_along_f32, hash_encode_backward_along<float>)
+POLYFIELD_OP(hash_encode_backward_along_f64, hash_encode_backward_along<double>)
 
 #if !PF_CUDA
 

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parents[1] / "build" / "emulation"
 COMPILER = shutil.which("g++")
-ADDS_ATOMICALLY = {"hash_encode_backward_table_f32", "hash_encode_backward_table_f64"}
+ADDS_ATOMICALLY = {f"hash_encode_backward_{way}_{dtype}" for way in ("table", "along") for dtype in ("f32", "f64")}
 FLAGS = ["-std=c++17", "-O1", "-g", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
 
 
