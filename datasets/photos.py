@@ -29,6 +29,11 @@ def is_posed(root: Path) -> bool:
     return read_report(result_folder(root), files=files) is not None
 
 
+def model_folder(root: Path) -> Path:
+    """The folder of the COLMAP model."""
+    return result_folder(root) / "sparse/0"
+
+
 def load(root: Path, options: LoadOptions) -> Scene:
     """Read the model that was found and the photographs. Raises SceneError."""
     return build(read(root, options), options, root)
@@ -49,7 +54,7 @@ def read(root: Path, options: LoadOptions) -> Capture:
         photos = choose_folder(root, options.downscale) or PhotoFolder(root, 1)
     masks_in = root if root.is_dir() else folder
     changed = () if is_posed(root) else (f"photographs have changed since; find poses again: polyfield process {root}",)
-    capture = colmap.read_with(folder / "sparse/0", photos, masks_in)
+    capture = colmap.read_with(model_folder(root), photos, masks_in)
     return replace(
         capture,
         format=f"photographs, with poses from {folder}",

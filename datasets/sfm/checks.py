@@ -17,12 +17,17 @@ from .features import Features
 from .matching import Pair
 
 FEW_FEATURES = 60  # key points below which a photograph is of little use
-BLURRED = 0.72  # of ``sharpness.blur``: photographs that are sharp lie at 0.2 to 0.6
+BLURRED = 0.55  # of ``sharpness.blur``: photographs that are sharp lie at 0.2 to 0.4, shaken ones above 0.6
 FEW_MATCHES = 30  # that the best pair must have
 STILL = 0.0015  # of the longer side: what a rotation may leave unexplained where the camera only turned
 PAIRS, MATCHES = 60, 200  # looked at for parallax
 FOCALS = np.geomspace(0.4, 4, 24)  # of the longer side, where EXIF says nothing
 LENSES = np.linspace(-0.3, 0.1, 9)  # k, of a radius of the longer side
+
+SHARPER = "they are blurred: hold the camera still while it takes one, or use a shorter exposure"
+TEXTURE = "they show little texture, or are small: photograph what has patterns, in more light, at full size"
+OVERLAP = "walk around one thing and let neighbours share two thirds of what they show"
+MORE = "take more photographs between these, of something with more texture, without changes of light or motion"
 
 
 def check_features(source: Path, features: Sequence[Features]) -> list[str]:
@@ -34,15 +39,10 @@ def check_features(source: Path, features: Sequence[Features]) -> list[str]:
     poor = [f for f in features if len(f) < FEW_FEATURES]
     blurred = [f for f in features if f.blur > BLURRED]
     if len(poor) * 2 > len(features):
-        why = (
-            "they are blurred: hold the camera still, or use a shorter exposure"
-            if len(blurred) * 2 > len(features)
-            else "they show little texture, or are small: photograph what has patterns, in more light, at full size"
-        )
         counts = sorted(len(f) for f in features)
         raise SceneError(
             f"{source}: expected photographs with {FEW_FEATURES} key points or more, got {counts[len(counts) // 2]} in "
-            f"the middle one of {len(features)}; {why}"
+            f"the middle one of {len(features)}; {_why(features)}"
         )
     notes = []
     if blurred:
@@ -58,13 +58,13 @@ def check_overlap(source: Path, features: Sequence[Features], pairs: Sequence[Pa
     if not pairs:
         raise SceneError(
             f"{source}: expected photographs that overlap, found nothing in common in {compared} pairs of "
-            f"{len(features)}; walk around one thing and let neighbours share two thirds of what they show"
+            f"{len(features)}; {_why(features, OVERLAP)}"
         )
     best = max(len(p.matches) for p in pairs)
     if best < FEW_MATCHES:
         raise SceneError(
-            f"{source}: expected pairs of photographs with {FEW_MATCHES} matches or more, got {best} at most; take "
-            "more photographs between these, of something with more texture, without changes of light or motion"
+            f"{source}: expected pairs of photographs with {FEW_MATCHES} matches or more, got {best} at most; "
+            f"{_why(features, MORE)}"
         )
     largest, *others = components(len(features), pairs)
     if not others:
@@ -149,6 +149,12 @@ def _bearings(x: np.ndarray, focal: float, k: float) -> np.ndarray:
     straight = x / (1 + k * (x * x).sum(1, keepdims=True)) / focal
     rays = np.concatenate([straight, np.ones((len(x), 1))], 1)
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+
+
+def _why(features: Sequence[Features], otherwise: str = TEXTURE) -> str:
+    """What to do about photographs that show too little in common."""
+    blurred = sum(f.blur > BLURRED for f in features)
+    return SHARPER if blurred * 2 > len(features) else otherwise
 
 
 def _names(features: Sequence[Features]) -> str:
