@@ -43,7 +43,7 @@ def mixed_bag(folder):
     Image.fromarray(pictures[4]).convert("CMYK").save(folder / names[4], quality=95)
     Image.fromarray(pictures[5]).quantize(256).save(folder / names[5])
     save(folder / names[6], pictures[6], save_all=True, append_images=[Image.fromarray(pictures[0])])
-    save(folder / names[7], np.rot90(pictures[7], 1), exif=turned, quality=95)
+    save(folder / names[7], np.rot90(pictures[7], 1), exif=turned, quality=95, subsampling=0)
     save(folder / names[8], draw(cameras[8]), quality=95)
     save(folder / names[9], pictures[9])
     (folder / "notes.txt").write_text("by me")
@@ -133,7 +133,8 @@ def test_only_broken_photographs(tmp_path):
 
 
 def test_heic_opens_where_it_can(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif")
+    import pillow_heif
+
     for i, view in enumerate(around(2)):
         heif = pillow_heif.from_pillow(Image.fromarray(draw(view)))
         heif.save(tmp_path / f"{i}.HEIC", quality=95)
@@ -142,8 +143,8 @@ def test_heic_opens_where_it_can(tmp_path):
     from polyfield.datasets.images import image_facts, read_image
 
     assert image_facts(tmp_path / "0.HEIC")[:3] == (WIDTH, HEIGHT, 3)
-    off = read_image(tmp_path / "0.HEIC")[0].float() - torch.from_numpy(draw(around(2)[0])).float()
-    assert float(off.abs().mean()) < 6
+    off = grey(read_image(tmp_path / "0.HEIC")[0].numpy()) - grey(draw(around(2)[0])).astype(float)
+    assert float(np.abs(off).mean()) < 6, "but for the chroma, which is stored at half size"
 
 
 def test_heic_is_refused_by_name_where_it_cannot(tmp_path, monkeypatch):
@@ -235,7 +236,7 @@ def test_videos_of_phones_are_turned(tmp_path):
     names = sharpest_frames(tmp_path / "b.mp4", tmp_path / "out", 3, lambda *_: None)
     frame = np.asarray(Image.open(tmp_path / "out" / names[0]))
     assert frame.shape == (WIDTH, HEIGHT, 3)
-    assert float(np.abs(frame.astype(float) - np.rot90(draw(around(3)[0]))).mean()) < 12
+    assert float(np.abs(grey(frame).astype(float) - grey(np.rot90(draw(around(3)[0])))).mean()) < 12
 
 
 # --- sharpness --------------------------------------------------------------------------------------------------------
