@@ -60,8 +60,13 @@ def all_features(
         tell(len(done), len(names))
         return found
 
-    with images.one_torch_thread(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = list(pool.map(look, names))
+    workers = torch.get_num_threads()
+    with images.one_torch_thread(), ThreadPoolExecutor(workers) as pool:
+        try:
+            found = list(pool.map(look, names))
+        except BaseException:  # Ctrl-C as well: those that have not begun never do
+            pool.shutdown(cancel_futures=True)
+            raise
     return [f for f in found if isinstance(f, Features)], [f for f in found if isinstance(f, str)]
 
 

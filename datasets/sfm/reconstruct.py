@@ -104,6 +104,7 @@ def reconstruct(
     known = None if again else read_report(folder, **asked)
     if known is not None:
         return folder, known, True
+    _check_library()
     _check_free(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -275,8 +276,8 @@ def _check(options: SfmOptions) -> None:
             raise SceneError(f"process: --{name.replace('_', '-')}: expected {least} or more, got {value}")
 
 
-def _check_free(folder: Path) -> None:
-    """Raises SceneError for missing pycolmap, and for a folder that holds something else."""
+def _check_library() -> None:
+    """Raises SceneError where pycolmap is missing; where it is there, only its fatal errors reach the terminal."""
     try:
         import pycolmap
     except ImportError:
@@ -285,6 +286,10 @@ def _check_free(folder: Path) -> None:
             "wheels for Linux on x86-64, macOS on arm64 and Windows)"
         ) from None
     pycolmap.logging.minloglevel = 3
+
+
+def _check_free(folder: Path) -> None:
+    """Raises SceneError for a folder that holds something else."""
     if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SceneError(
             f"process: {folder}: expected a free name for the results, found something else there; move it away, or "
