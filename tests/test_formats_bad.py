@@ -122,7 +122,7 @@ def test_photographs_without_cameras_say_how_to_find_them(tmp_path):
     write_panoramas(tmp_path)
     (tmp_path / "reconstruction.json").unlink()
     with pytest.raises(
-        SceneError, match=r"expected photographs with poses, found none .*; find them: polyfield process"
+        SceneError, match=r"expected photographs with poses, found none .*; find them: polyfield"
     ):
         open_scene(tmp_path)
 
