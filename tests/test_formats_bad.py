@@ -121,9 +121,7 @@ def test_mistakes(tmp_path, name, spoil, message):
 def test_photographs_without_cameras_say_how_to_find_them(tmp_path):
     write_panoramas(tmp_path)
     (tmp_path / "reconstruction.json").unlink()
-    with pytest.raises(
-        SceneError, match=r"expected photographs with poses, found none .*; find them: polyfield"
-    ):
+    with pytest.raises(SceneError, match=r"expected photographs with poses, found none .*; find them: polyfield"):
         open_scene(tmp_path)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -219,6 +222,15 @@ def test_cameras_are_exported_as_they_are(room, tmp_path, capsys):
     finally:
         for name in ("transforms.json", "points.ply"):
             (folder / name).unlink()
+
+
+def test_terminating_leaves_no_stack_trace():
+    script = (
+        "import os, signal; from polyfield.datasets.sfm.reconstruct import _check_library; _check_library();"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -277,7 +279,11 @@ def _check(options: SfmOptions) -> None:
 
 
 def _check_library() -> None:
-    """Raises SceneError where pycolmap is missing; where it is there, only its fatal errors reach the terminal."""
+    """Raises SceneError where pycolmap is missing; where it is there, only its fatal errors reach the terminal.
+
+    Its logging library takes SIGTERM to print a stack trace; it is given back.
+    """
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         import pycolmap
     except ImportError:
@@ -286,6 +292,8 @@ def _check_library() -> None:
             "wheels for Linux on x86-64, macOS on arm64 and Windows)"
         ) from None
     pycolmap.logging.minloglevel = 3
+    if threading.current_thread() is threading.main_thread() and terminate is not None:
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _check_free(folder: Path) -> None:
