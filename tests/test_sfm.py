@@ -289,7 +289,7 @@ def test_photographs_without_overlap_stop_before_mapping(tmp_path):
 def test_too_few_matches(tmp_path):
     for i in range(3):
         pixels = noise(i).copy()
-        pixels[40:72, 60:92] = noise(99)[40:72, 60:92]
+        pixels[40:76, 60:96] = noise(99)[40:76, 60:96]
         save(tmp_path / f"{i}.png", pixels)
     with pytest.raises(SceneError, match=r"expected pairs of photographs with 30 matches or more, got \d+ at most; t"):
         find(tmp_path)
