@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..renderers.appearance import LEARNING_RATE, AppearanceCodes
 from ..renderers.bilateral_grid import BilateralConfig, BilateralGrids
 from ..renderers.exposure import Exposure
 from .fit import Report
@@ -19,6 +20,8 @@ class ExposureKind(Enum):
     NONE = "none"
     GAIN = "gain"
     """One gain per photograph and channel."""
+    CODES = "codes"
+    """A code per photograph, of which a small network makes an affine map of colours (GLO; Rematas et al. 2022)."""
     BILATERAL = "bilateral"
     """Affine maps of colours that vary over the image and with luminance (Wang et al. 2024)."""
 
@@ -36,6 +39,9 @@ class ExposureKind(Enum):
         if self is ExposureKind.GAIN:
             gains = Exposure(images).to(device)
             return gains, [{"params": list(gains.parameters()), **options}]
+        if self is ExposureKind.CODES:
+            codes = AppearanceCodes(images).to(device)
+            return codes, [{"params": list(codes.parameters()), **options, "lr": LEARNING_RATE}]
         grids = BilateralGrids(images, bilateral).to(device)
         return grids, [bilateral.group(grids)]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..datasets import demo
-from ..datasets.scene import MaskUse, Scene
+from ..datasets import demo, photos
+from ..datasets.scene import MaskUse, Scene, find_format
 from .devices import choose_device, describe, enough_memory
 from .errors import UserError
 from .fit import Budget, Job, fit
@@ -177,11 +177,23 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
             asked = replace(asked, steps=options.steps, seconds=options.seconds)
         return asked, open_data(asked.config, source, asked.downscale, asked.masks), False
     _check_free(folder, options.overwrite)
+    _pose(config, source)
     scene = open_data(config, source, options.downscale, options.masks)
     steps = options.steps or (None if options.seconds else config.default_steps)
     facts = SceneFacts.of(scene)
     asked = Asked(name, config, source, options.downscale, options.seed, steps, options.seconds, facts, options.masks)
     return asked, scene, True
+
+
+def _pose(config: Any, source: str) -> None:
+    """Find poses of photographs that have none, after saying so."""
+    root = Path(source)
+    if hasattr(config, "open_data") or source == demo.NAME or find_format(root) is not photos or photos.is_posed(root):
+        return
+    from .find_poses import find_poses
+
+    print(f"{root}: photographs without poses; finding those first, as polyfield process {root} does", flush=True)
+    find_poses(root)
 
 
 def _claim(folder: Path, asked: Asked, overwrite: bool) -> None:

@@ -47,10 +47,15 @@ def read(root: Path, options: LoadOptions) -> Capture:
     """What the model says; shots in sorted order of their names."""
     folder = model_folder(root)
     assert folder is not None
+    photos = _photo_folder(root, folder, options.downscale)
+    return read_with(folder, photos, photos.path.parent)
+
+
+def read_with(folder: Path, photos: PhotoFolder, masks_in: Path) -> Capture:
+    """What the model in ``folder`` says of photographs in ``photos``, with masks from a folder in ``masks_in``."""
     model = read_model(folder)
     if not model.images:
         raise SceneError(f"{folder}: expected registered images, got a model with none; run the reconstruction again")
-    photos = _photo_folder(root, folder, options.downscale)
     shots, absent = [], []
     for image in sorted(model.images.values(), key=lambda i: i.name):
         path = photos.path / image.name.replace("\\", "/")
@@ -68,7 +73,7 @@ def read(root: Path, options: LoadOptions) -> Capture:
             f"{f' nor {len(absent) - 1} others' if len(absent) > 1 else ''}; restore them, or delete them from the "
             "model (colmap image_deleter)"
         )
-    with_mask, warnings = with_masks(photos.path.parent, shots, [s.name for s in shots], photos.suffix)
+    with_mask, warnings = with_masks(masks_in, shots, [s.name for s in shots], photos.suffix)
     points, colors, left_out = points_of(model.points)
     if left_out:
         warnings += (f"{left_out} of {left_out + len(points)} points left out: large error, or seen by too few images",)

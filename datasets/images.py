@@ -21,6 +21,7 @@ from torch import Tensor
 from ..geometry.cameras import downscaled_size
 from .scene import SceneError
 
+HEIC = (".heic", ".heif")
 ORIENTATION = 0x0112  # the EXIF tag: 1 = as stored, 5 to 8 exchange width and height
 A = TypeVar("A")
 B = TypeVar("B")
@@ -117,6 +118,8 @@ def open_image(path: Path) -> Any:
     """The file as Pillow opens it, not decoded yet. Raises SceneError if it is no readable image."""
     from PIL import Image, UnidentifiedImageError
 
+    if path.suffix.lower() in HEIC:
+        _learn_heic(path)
     try:
         return Image.open(path)
     except FileNotFoundError:
@@ -125,6 +128,17 @@ def open_image(path: Path) -> Any:
         raise SceneError(f"{path}: expected an image, got a file of no known image format; write it again") from None
     except (OSError, Image.DecompressionBombError) as error:
         raise SceneError(f"{path}: expected a readable image, got {error}; write it again") from None
+
+
+def _learn_heic(path: Path) -> None:
+    """Let Pillow open HEIC, if the package for it is there. Raises SceneError else."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise SceneError(
+            f"{path}: expected a format that is installed, got HEIC; pip install pillow-heif, or convert it to JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
 
 
 def _read_grey(path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .scene import SceneError
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif")
 
 
 @dataclass(frozen=True)

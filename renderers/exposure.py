@@ -21,3 +21,14 @@ class Exposure(nn.Module):
     def forward(self, colors: Tensor, images: Tensor, view: Camera | Rays | None = None) -> Tensor:
         gains = self.log_gains - self.log_gains.mean(0)
         return colors * gains[images].exp()
+
+    @staticmethod
+    def fitted(colors: Tensor, target: Tensor) -> Tensor:
+        """(3,) log gains under which colours (N, 3) come nearest to target (N, 3): g = sum(c t) / sum(c c)."""
+        gains = (colors * target).sum(0) / (colors * colors).sum(0).clamp_min(1e-12)
+        return gains.clamp_min(1e-4).log()
+
+    @staticmethod
+    def apply_code(colors: Tensor, log_gains: Tensor) -> Tensor:
+        """Colours (..., 3) under log gains (3,)."""
+        return colors * log_gains.exp()

@@ -24,7 +24,7 @@ def test_help_lists_every_verb_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("convert", "doctor", "evaluate", "extract", "fit", "render", "view"):
+    for verb in ("convert", "doctor", "process", "evaluate", "extract", "fit", "render", "view"):
         line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [verb])
         assert len(line.split()) > 3, "a verb says what it does"
 
@@ -48,7 +48,8 @@ def test_unknown_public_name():
     [
         (
             ["fry"],
-            "verb: expected one of cameras, convert, doctor, evaluate, extract, fit, inspect, render, view, got 'fry'",
+            "verb: expected one of cameras, convert, doctor, evaluate, extract, fit, inspect, process, render, view, "
+            "got 'fry'",
         ),
         (
             ["fit", "npg", "demo"],
@@ -80,7 +81,7 @@ def test_mistakes_print_one_line(arguments, message, capsys, tmp_path, monkeypat
 
 
 def test_verbs_explain_themselves():
-    for verb in ("fit ngp", "evaluate", "extract", "render", "view", "doctor", "convert"):
+    for verb in ("fit ngp", "evaluate", "extract", "render", "view", "doctor", "convert", "process"):
         done = polyfield(*verb.split(), "--help")
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout.lower()

@@ -118,10 +118,10 @@ def test_mistakes(tmp_path, name, spoil, message):
     assert str(tmp_path) in str(caught.value), "the message names the file"
 
 
-def test_colmap_folder_without_a_model_says_where_cameras_are_looked_for(tmp_path):
+def test_photographs_without_cameras_say_how_to_find_them(tmp_path):
     write_panoramas(tmp_path)
     (tmp_path / "reconstruction.json").unlink()
-    with pytest.raises(SceneError, match=r"expected a data set of a known format .*; are its cameras missing .*COLMAP"):
+    with pytest.raises(SceneError, match=r"expected photographs with poses, found none .*; find them: polyfield"):
         open_scene(tmp_path)
 
 

@@ -57,9 +57,8 @@ def run(
 
 def _model(module: Any, data: Path, capture: Any) -> Any:
     """COLMAP's own model as it is, or one made of the capture."""
-    from ...datasets import colmap
     from ...datasets.colmap_model import read_model
     from ...datasets.export import as_model
 
-    folder = colmap.model_folder(data) if module is colmap else None
+    folder = module.model_folder(data) if hasattr(module, "model_folder") else None
     return as_model(capture) if folder is None else read_model(folder)

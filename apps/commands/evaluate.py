@@ -23,6 +23,7 @@ def run(
     mesh: str | None = None,
     resolution: int = 512,
     device: str = "auto",
+    half_fit: bool = False,
 ) -> None:
     """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
 
@@ -35,6 +36,8 @@ def run(
             built-in scene knows: RUN/mesh.* (if newer than the fit, else a mesh extracted now) is compared with it.
         resolution: cells along the longest edge of the mesh, of a shape.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
+        half_fit: of a run with --exposure gain or codes: fit each held-out photograph's own to its left half, and
+            measure the right half alone, as NeRF-W does.
     """
     from ..devices import enough_memory
     from ..mesh_scores import summary
@@ -42,7 +45,7 @@ def run(
 
     opened = open_run(run, device)
     with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
-        metrics = evaluate(opened, views_on_sheet, mesh, resolution)
+        metrics = evaluate(opened, views_on_sheet, mesh, resolution, half_fit)
     if "chamfer" in metrics:
         f_score = ", ".join(f"{score:.4f} at {percent} %" for percent, score in metrics["f_score"].items())
         print(f"Chamfer distance {metrics['chamfer']:.3g}, {metrics['chamfer_percent']:.4f} % of the diagonal")
@@ -51,22 +54,28 @@ def run(
     scores = f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.4f}"
     scores += f", LPIPS {metrics['lpips']:.4f}" if metrics["lpips"] is not None else " (LPIPS: no weights at hand)"
     print(f"{len(metrics['views'])} held-out views at {metrics['width']}x{metrics['height']}: {scores}")
+    if half_fit:
+        print(f"  right halves, after fitting the left; without it PSNR {metrics['psnr_not_fitted']:.2f} dB")
     if mesh is not None:
         print(summary(metrics["mesh"]))
     print(f"  {run}/metrics.json\n  {run}/contact_sheet.png")
 
 
-def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512) -> dict[str, Any]:
+def evaluate(
+    run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512, half_fit: bool = False
+) -> dict[str, Any]:
     """The same for an open run; returns what it writes."""
     import torch
 
     from ...renderers.metrics import lpips, psnr, ssim
     from ..devices import CPU, wait
     from ..errors import UserError
+    from ..half_fit import fitted_half, load_appearance, right_half
     from ..images import depth_picture, error_picture, photograph, save_png
     from ..mesh_scores import mesh_scores
 
     scene = run.scene()
+    appearance = load_appearance(run) if half_fit else None
     if not scene.frames:
         if mesh is not None:
             raise UserError("evaluate: --mesh: expected a run that was fitted to photographs, got one of a shape")
@@ -85,22 +94,27 @@ def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolut
         seconds = time.perf_counter() - start
         target = photograph(frame, run.renderer)
         mask = None if frame.mask is None else frame.mask.to(run.device)
+        colors, shown, drawn = pixels.colors, target, pixels.colors
+        if appearance is not None:
+            drawn = fitted_half(appearance, colors, target, mask)
+            plain, colors, shown = (right_half(x) for x in (colors, drawn, target))
+            mask = None if mask is None else right_half(mask)
         view = {
             "name": frame.name,
-            "psnr": psnr(pixels.colors, target, mask),
-            "ssim": ssim(pixels.colors, target, mask),
-            "lpips": lpips(pixels.colors, target) if perceptual else None,
+            "psnr": psnr(colors, shown, mask),
+            "ssim": ssim(colors, shown, mask),
+            "lpips": lpips(colors, shown) if perceptual else None,
+            **({} if appearance is None else {"psnr_not_fitted": psnr(plain, shown, mask)}),
             "masked_pixels": 0 if frame.mask is None else int((~frame.mask).sum()),
             "seconds": round(seconds, 4),
         }
         perceptual = view["lpips"] is not None
         views.append(view)
         if index in rows:
-            error = error_picture(pixels.colors, target)[..., None].expand(-1, -1, 3)
-            sheet.append(
-                torch.cat([target, pixels.colors.clamp(0, 1), error, depth_picture(pixels.depths, pixels.alphas)], 1)
-            )
+            error = error_picture(drawn, target)[..., None].expand(-1, -1, 3)
+            sheet.append(torch.cat([target, drawn.clamp(0, 1), error, depth_picture(pixels.depths, pixels.alphas)], 1))
     mean = lambda key: None if views[0][key] is None else sum(v[key] for v in views) / len(views)  # noqa: E731
+    fitted = {} if appearance is None else {"half_fit": True, "psnr_not_fitted": mean("psnr_not_fitted")}
     camera = scene.test[0].camera
     metrics = {
         "psnr": mean("psnr"),
@@ -113,7 +127,7 @@ def evaluate(run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolut
     width = max(row.shape[1] for row in sheet)
     padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]
     save_png(run.folder / "contact_sheet.png", torch.cat(padded))
-    return _write(run, metrics | surface)
+    return _write(run, metrics | fitted | surface)
 
 
 def _against_shape(run: Any, scene: Any, resolution: int) -> dict[str, Any]:
