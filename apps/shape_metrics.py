@@ -16,32 +16,37 @@ from ..datasets.scene import Scene
 from ..datasets.shape import surface_of, truth_of
 from ..geometry import Mesh
 from ..geometry.mesh_distance import MeshDistance
-from ..geometry.mesh_ops import sample_surface
+from ..geometry.mesh_ops import boundary_length, sample_surface
 from ..geometry.metrics import SAMPLES, alignment, f_score_of
 from ..geometry.transforms import similarity_scale
 
 THRESHOLDS = (0.1, 0.5, 1.0)  # of the F-score, % of the diagonal
 
 
-def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
+def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES, *, signed: bool = True) -> dict[str, Any]:
     """A mesh in the scene's frame against the scene's shape.
 
     Returns:
         accuracy (mesh to shape), completeness (shape to mesh) and chamfer, their mean, in the file's units;
         chamfer_percent of the diagonal; f_score by threshold in %; normal_consistency, the mean |cosine| of normals,
-        both ways; the diagonal.
+        both ways; the diagonal; if distances are not ``signed``, boundary_length and, of meshes, the shape's own.
     """
     generator = torch.Generator().manual_seed(0)
     found, found_normals = sample_surface(Mesh(mesh.vertices, mesh.faces), samples, generator)
     true = surface_of(scene)(samples, generator)
     assert true.normals is not None
-    to_shape, shape_normals = _nearest(scene, found)
+    to_shape, shape_normals = _nearest(scene, found, signed)
     to_mesh, mesh_normals = _on_mesh(MeshDistance(mesh), true.positions)
     corners = scene.mesh.vertices if scene.mesh is not None else scene.points
     assert corners is not None
     diagonal = float((corners.amax(0) - corners.amin(0)).norm())
     chamfer = float(to_shape.mean() + to_mesh.mean()) / 2
     scale = float(similarity_scale(scene.scene_to_world))
+    boundaries = {}
+    if not signed:
+        boundaries["boundary_length"] = boundary_length(mesh) * scale
+        if scene.mesh is not None:
+            boundaries["true_boundary_length"] = boundary_length(scene.mesh) * scale
     return {
         "chamfer": chamfer * scale,
         "chamfer_percent": 100 * chamfer / diagonal,
@@ -50,12 +55,13 @@ def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
         "f_score": {str(p): f_score_of(to_shape, to_mesh, p / 100 * diagonal) for p in THRESHOLDS},
         "normal_consistency": alignment(found_normals, shape_normals, true.normals, mesh_normals),
         "diagonal": diagonal * scale,
+        **boundaries,
     }
 
 
-def _nearest(scene: Scene, points: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(scene: Scene, points: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """Distances (N,) to the shape and its normals (N, 3) there."""
-    truth = truth_of(scene)
+    truth = truth_of(scene, signed=signed)
     if isinstance(truth, MeshDistance):
         return _on_mesh(truth, points)
     known = truth(points)
