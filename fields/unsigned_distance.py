@@ -4,8 +4,8 @@
 
 The first term is the distance to a sphere (to the point c where r is 0), which is what the field begins as. It has no
 side: the sphere of a signed distance would leave a closed zero set behind, which an open surface has not. For the same
-reason it is cut off at zero and not folded there: with an absolute value (as in Zhou et al., "CAP-UDF", 2022) fits gave the
-two sides of a surface different signs, and closed a bowl by a thin membrane where the signs had to meet. The cut is
+reason it is cut off at zero and not folded there: with an absolute value (as in Zhou et al., "CAP-UDF", 2022) fits gave
+the two sides of a surface different signs, and closed a bowl by a thin membrane where the signs had to meet. The cut is
 straight-through: below zero, gradients pass as if nothing were cut, so that the network finds back.
 """
 
