@@ -11,7 +11,7 @@ from ..parse import parse
 
 USAGE = """usage: polyfield fit RECIPE DATA [options]    (polyfield fit RECIPE --help for all options)
 
-DATA is a folder with a posed capture, or `demo` for the built-in scene; for `shape`, a mesh or points. Recipes:"""
+DATA is a folder with a posed capture, or `demo`, `demo_bowl`, `demo_cloth`; for `shape`, a mesh or points. Recipes:"""
 
 
 def main(arguments: list[str]) -> None:
