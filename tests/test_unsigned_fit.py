@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from polyfield.apps.__main__ import main
-from polyfield.apps.first_distance import FirstDistance
+from polyfield.apps.first_distance import FirstDistance, around_middle
 from polyfield.apps.fit import Budget
 from polyfield.apps.recipes import ngp, udf
 from polyfield.apps.run import open_run
@@ -97,16 +97,22 @@ def bowl():
     return demo.render_demo(16, 50, name="demo_bowl")
 
 
-def test_a_fit_begins_on_both_sides_of_the_sheet(bowl):
-    """Thin as it is, what views leave of it is a slab: its middle is the surface, not its two sides."""
+def test_a_fit_begins_at_the_sheet(bowl):
     job = SMALL.build(bowl, 0, budget=Budget(steps=240))
     at = bowl.mesh.vertices[::40]
     on = job.field.distance(at)
-    center = at.new_tensor([0.0, 0.0, 0.148])
-    beside = job.field.distance(at + 0.2 * torch.nn.functional.normalize(center - at, dim=1))
-    assert float(on.median()) < 0.05
-    assert float(beside.median()) > 2 * float(on.median())
+    sphere = SMALL.build(bowl, 0).field.distance(at)
+    assert float(on.median()) < 0.06
+    assert float(sphere.median()) > 2 * float(on.median())
     assert not job.field.signed
+
+
+def test_the_middle_of_a_slab():
+    z = torch.linspace(-1, 1, 65)[:, None, None].expand(65, 3, 3)
+    found = around_middle(z.abs() - 0.125, 0.5)
+    assert float((found - z.abs()).abs().max()) < 0.04
+    thick = around_middle(z.abs() - 0.5, 0.1)
+    torch.testing.assert_close(thick, (z.abs() - 0.4).abs())
 
 
 def test_from_the_command_line(tmp_path, monkeypatch):
