@@ -16,7 +16,7 @@ from polyfield.datasets.shape import load_shape, truth_of
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
 from polyfield.fields.protocols import Distance, Field
-from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
+from polyfield.fields.unsigned_distance import Head, UnsignedDistanceConfig
 from polyfield.geometry import Aabb, Mesh, Pixels, Points
 from polyfield.geometry.mesh_io import load_mesh, save_mesh
 from polyfield.geometry.mesh_ops import boundary_edges, boundary_length, face_areas, sample_surface
@@ -66,8 +66,9 @@ def test_it_begins_as_the_distance_to_a_sphere(radius):
     torch.testing.assert_close(made.distance(p), (p.norm(dim=-1) - radius).abs(), atol=1e-5, rtol=0)
 
 
-def test_distances_are_never_negative_and_gradients_are_theirs():
-    made, p = field(), points().double().requires_grad_()
+@pytest.mark.parametrize("head", Head)
+def test_distances_are_never_negative_and_gradients_are_theirs(head):
+    made, p = field(head=head), points().double().requires_grad_()
     output = made.query(p, gradients=True)
     assert (output.values >= 0).all()
     torch.testing.assert_close(output.values, made.query(p).values, atol=1e-12, rtol=0)

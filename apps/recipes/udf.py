@@ -8,7 +8,7 @@ from torch import nn
 
 from ...fields.encodings import HashGridConfig
 from ...fields.networks import MlpConfig
-from ...fields.unsigned_distance import UnsignedDistanceConfig
+from ...fields.unsigned_distance import Head, UnsignedDistanceConfig
 from ...renderers.opacity import Unsigned
 from ..surfaces import SurfaceConfig
 
@@ -21,6 +21,7 @@ class Config(SurfaceConfig):
         default_factory=lambda: UnsignedDistanceConfig(
             grid=HashGridConfig(levels=6, features=4, log2_size=17, finest_resolution=256),
             network=MlpConfig(width=64, hidden_layers=2),
+            head=Head.FOLD,
         )
     )
     sharpness: float = 60.0
