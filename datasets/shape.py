@@ -66,9 +66,9 @@ def surface_of(scene: Scene, *, rim: float = 0.0) -> Callable[[int, torch.Genera
     def of_mesh(count: int, generator: torch.Generator) -> Points:
         assert scene.mesh is not None
         positions, normals = sample_surface(Mesh(scene.mesh.vertices, scene.mesh.faces), count, generator)
-        edges = scene.mesh.vertices[boundary_edges(scene.mesh.faces)]
-        chosen = torch.rand(count, generator=generator) < (rim if len(edges) else 0.0)
-        if bool(chosen.any()):
+        edges = scene.mesh.vertices[boundary_edges(scene.mesh.faces)] if rim > 0 else positions[:0]
+        if len(edges):
+            chosen = torch.rand(count, generator=generator) < rim
             weights = (edges[:, 0] - edges[:, 1]).norm(dim=1)
             which = torch.multinomial(weights.float(), int(chosen.sum()), True, generator=generator)
             share = torch.rand(len(which), 1, generator=generator)
