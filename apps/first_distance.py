@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..datasets.scene import Scene
+from ..fields.grid_distance import GridDistance
 from ..fields.optimizer import Adam
-from ..fields.signed_distance import SignedDistance
 from ..geometry.cameras import Camera
 from ..geometry.types import Aabb, Pixels
 from ..renderers.losses.eikonal import eikonal
 from .devices import CPU
 from .fit import Budget, Job, fit
 
+MARGIN = 2.0  # by how much less than its depth a view looks through space: per cells along the cube
 CHUNK = 1 << 18  # points at a time
 
 
@@ -48,7 +49,7 @@ class FirstDistance:
     points: int = 16384
     """Points per step of teaching."""
 
-    def teach(self, model: SignedDistance, scene: Scene, seed: int, budget: Budget) -> float:
+    def teach(self, model: GridDistance, scene: Scene, seed: int, budget: Budget) -> float:
         """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces; returns seconds spent."""
         from .recipes import ngp
 
@@ -64,6 +65,8 @@ class FirstDistance:
         job = config.build(scene, seed, model.bounds_low.device)
         fit(job, quick, config.after_step())
         distances = solid_distances(self._carve(job, scene))
+        if distances is not None and not model.signed:
+            distances = around_middle(distances, MARGIN / self.resolution)
         if distances is not None:
             self._learn(model, distances.to(model.bounds_low.device), seed)
         return time.perf_counter() - started
@@ -77,11 +80,11 @@ class FirstDistance:
         for frame in (scene.train[i * len(scene.train) // count] for i in range(count)):
             camera = frame.camera.downscaled(max(1.0, max(frame.camera.width, frame.camera.height) / self.view_size))
             pixels = job.renderer.render(job.field, camera).pixels.to(CPU)
-            inside, empty = looked_at(camera.to(CPU), pixels, points, 2 / self.resolution)
+            inside, empty = looked_at(camera.to(CPU), pixels, points, MARGIN / self.resolution)
             seen, through = seen | inside, through | empty
         return (seen & ~through).view(self.resolution, self.resolution, self.resolution)
 
-    def _learn(self, model: SignedDistance, distances: Tensor, seed: int) -> None:
+    def _learn(self, model: GridDistance, distances: Tensor, seed: int) -> None:
         """Steps on random points of the cube, half of them near the surface."""
         device = distances.device
         random = torch.Generator(device).manual_seed(seed)
@@ -104,6 +107,17 @@ class FirstDistance:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+def around_middle(distances: Tensor, most: float) -> Tensor:
+    """Signed distances (R, R, R) to slabs -> unsigned ones to their middles, of slabs up to twice ``most`` thick.
+
+    What views leave of a sheet is a slab, since each keeps a margin before what it sees. Its middle is as deep in it as
+    all but the deepest cells are.
+    """
+    depths = (-distances[distances < 0]).sort().values
+    depth = depths[int(0.95 * (len(depths) - 1))]
+    return (distances + depth.clamp(max=most)).abs()
 
 
 def lattice(bounds: Aabb, resolution: int) -> Tensor:

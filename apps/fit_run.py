@@ -212,7 +212,7 @@ def _source(data: str) -> str:
     """The absolute path of data; or a built-in scene's name, unless a folder of that name holds something else."""
     path = Path(data)
     is_run = (path / "config.json").is_file()  # as after `polyfield fit ngp demo --run demo`
-    return data if data == demo.NAME and (is_run or not path.exists()) else str(path.resolve())
+    return data if data in demo.NAMES and (is_run or not path.exists()) else str(path.resolve())
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

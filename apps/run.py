@@ -168,7 +168,7 @@ def open_data(config: Any, data: str, downscale: int, masks: MaskUse = MaskUse.I
     options = LoadOptions(downscale=downscale, masks=masks)
     if hasattr(config, "open_data"):
         return config.open_data(data, options)
-    return demo.load(Path(data), options) if data == demo.NAME else open_scene(data, options)
+    return demo.load(Path(data), options) if data in demo.NAMES else open_scene(data, options)
 
 
 def refuse_shape(run: Run, verb: str) -> None:

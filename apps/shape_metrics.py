@@ -13,22 +13,29 @@ from torch import Tensor
 from ..datasets.scene import Scene
 from ..datasets.shape import surface_of, truth_of
 from ..geometry import Mesh
+from ..geometry.mesh_ops import boundary_length
 from ..geometry.metrics import SAMPLES, Sampled
 from ..geometry.transforms import similarity_scale
 
 THRESHOLDS = (0.001, 0.005, 0.01)  # of the F-score, shares of the diagonal
 
 
-def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
+def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES, *, signed: bool = True) -> dict[str, Any]:
     """A mesh in the scene's frame against the scene's shape.
 
     Returns:
         accuracy (mesh to shape), completeness (shape to mesh) and chamfer, their mean, in the file's units;
         chamfer_percent of the diagonal; f_score by threshold in %; normal_consistency, the mean |cosine| of normals,
-        both ways; the diagonal.
+        both ways; the diagonal; if distances are not ``signed``, boundary_length and, of meshes, the shape's own.
     """
-    scores = Sampled.of_mesh(mesh, samples).scores(_shape(scene, samples), THRESHOLDS)
-    diagonal = scores.diagonal * float(similarity_scale(scene.scene_to_world))
+    scores = Sampled.of_mesh(mesh, samples).scores(_shape(scene, samples, signed), THRESHOLDS)
+    scale = float(similarity_scale(scene.scene_to_world))
+    diagonal = scores.diagonal * scale
+    boundaries = {}
+    if not signed:
+        boundaries["boundary_length"] = boundary_length(mesh) * scale
+        if scene.mesh is not None:
+            boundaries["true_boundary_length"] = boundary_length(scene.mesh) * scale
     return {
         "chamfer": scores.chamfer * diagonal,
         "chamfer_percent": 100 * scores.chamfer,
@@ -37,14 +44,15 @@ def compare(mesh: Mesh, scene: Scene, samples: int = SAMPLES) -> dict[str, Any]:
         "f_score": {f"{100 * share:.1f}": score for share, score in scores.f_scores.items()},
         "normal_consistency": scores.normal_consistency,
         "diagonal": diagonal,
+        **boundaries,
     }
 
 
-def _shape(scene: Scene, samples: int) -> Sampled:
+def _shape(scene: Scene, samples: int, signed: bool) -> Sampled:
     if scene.mesh is not None:
         return Sampled.of_mesh(scene.mesh, samples)
     assert scene.points is not None
-    truth, true = truth_of(scene), surface_of(scene)(samples, torch.Generator().manual_seed(0))
+    truth, true = truth_of(scene, signed=signed), surface_of(scene)(samples, torch.Generator().manual_seed(0))
     assert true.normals is not None
 
     def nearest(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the recipes that fit a signed distance to photographs share: the field, its losses, and how the fit begins.
+"""What the recipes that fit a distance to photographs share: the field, its losses, and how the fit begins.
 
 A recipe adds the law that turns distances into alphas: one small file each.
 """
@@ -12,7 +12,8 @@ from torch import nn
 
 from ..datasets.scene import Scene
 from ..fields.encodings import HashGridConfig
-from ..fields.signed_distance import SignedDistance, SignedDistanceConfig
+from ..fields.grid_distance import GridDistance
+from ..fields.signed_distance import SignedDistanceConfig
 from ..renderers.losses.distortion import Distortion
 from ..renderers.losses.eikonal import Eikonal
 from ..renderers.losses.opacity import Opacity
@@ -26,7 +27,7 @@ from .run import SceneFacts
 
 @dataclass(frozen=True)
 class SurfaceConfig(ngp.Config):
-    """``ngp``'s occupancy grid, marching and optimizer; a signed distance in place of a density."""
+    """``ngp``'s occupancy grid, marching and optimizer; a distance in place of a density."""
 
     default_steps: ClassVar[int] = 5000
 
@@ -47,7 +48,7 @@ class SurfaceConfig(ngp.Config):
 
     def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """At the surfaces of a quick hash-grid fit."""
-        assert isinstance(model, SignedDistance)
+        assert isinstance(model, GridDistance)
         return self.first.teach(model, scene, seed, budget) if self.first.grid_share > 0 else 0.0
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:

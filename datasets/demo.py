@@ -1,16 +1,18 @@
-"""``demo``: a built-in scene, rendered exactly from analytic solids when it is loaded; nothing is downloaded.
+"""Built-in scenes, rendered exactly from analytic shapes when they are loaded; nothing is downloaded.
 
-A wooden disc carries a striped ball, a marble block, a glossy ring with a ball in its hole, a thin brass hoop and a
-tripod of thin rods: texture, view-dependent gloss, soft shadows, thin parts and contact. Each view has colours with
-alpha (four samples per pixel on a rotated grid), and depths and normals of the ray through the pixel's centre; the
-ground-truth mesh is a tessellation of the solids. Some views look from below, so that all of the surface is seen.
+``demo_bowl`` and ``demo_cloth`` are open surfaces without thickness (``demo_sheets.py``), seen from both sides. In
+``demo``, a wooden disc carries a striped ball, a marble block, a glossy ring with a ball in its hole, a thin brass
+hoop and a tripod of thin rods: texture, view-dependent gloss, soft shadows, thin parts and contact. Views have
+colours with alpha (four samples per pixel on a rotated grid), and depths and normals of the ray through the pixel's
+centre; the ground-truth mesh is a tessellation of the solids. Some views look from below, so that all of the surface is
+seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +24,9 @@ from ..geometry.transforms import look_at, similarity, similarity_inverse, trans
 from ..geometry.types import Aabb, Mesh
 from . import images
 from .demo_shapes import MISS, Capsule, Cylinder, RoundedBox, Solid, Sphere, Torus, dot, length, vector
+from .demo_sheets import Bowl, Cloth, bands, weave
 from .scene import Frame, LoadOptions, Scene, SceneError, Split
 
-NAME = "demo"
 VIEWS = 69
 SIZE = 200
 CENTER, HALF = (0.0, 0.0, 0.42), 1.35  # of the cube that holds everything
@@ -46,8 +48,8 @@ class Part:
 
 
 def matches(root: Path) -> bool:
-    """The name ``demo``, unless a folder of that name exists."""
-    return str(root) == NAME and not root.exists()
+    """The name of a built-in scene, unless a folder of that name exists."""
+    return str(root) in NAMES and not root.exists()
 
 
 def load(root: Path, options: LoadOptions) -> Scene:
@@ -55,17 +57,17 @@ def load(root: Path, options: LoadOptions) -> Scene:
     size = SIZE // options.downscale
     if size < 8:
         raise SceneError(
-            f"demo: downscale: expected at most {SIZE // 8}, got {options.downscale}; use a smaller factor"
+            f"{root}: downscale: expected at most {SIZE // 8}, got {options.downscale}; use a smaller factor"
         )
     images.check_memory(VIEWS * size * size * 14, options.max_memory, options.downscale, root)
-    return render_demo(VIEWS, size, options.hold_out)
+    return render_demo(VIEWS, size, options.hold_out, str(root))
 
 
-def render_demo(views: int = VIEWS, size: int = SIZE, hold_out: int = 8) -> Scene:
-    """The demo with any number of views and image size."""
+def render_demo(views: int = VIEWS, size: int = SIZE, hold_out: int = 8, name: str = "demo") -> Scene:
+    """A built-in scene with any number of views and image size."""
     scene_to_world = similarity(HALF, torch.eye(3, dtype=torch.float64), torch.tensor(CENTER, dtype=torch.float64))
     to_scene = similarity_inverse(scene_to_world)
-    all_parts = parts()
+    all_parts = NAMES[name]()
 
     def render(numbered: tuple[int, Tensor]) -> Frame:
         i, pose = numbered
@@ -78,7 +80,7 @@ def render_demo(views: int = VIEWS, size: int = SIZE, hold_out: int = 8) -> Scen
     frames = images.in_threads(render, list(enumerate(view_poses(views))))
     mesh = demo_mesh(all_parts)
     mesh = Mesh(transform_points(to_scene.float(), mesh.vertices), mesh.faces, mesh.normals, mesh.colors)
-    return Scene("demo", tuple(frames), scene_to_world, Aabb.cube(1.0), cascades=1, near=0.1, mesh=mesh)
+    return Scene(name, tuple(frames), scene_to_world, Aabb.cube(1.0), cascades=1, near=0.1, mesh=mesh)
 
 
 def view_poses(views: int) -> Tensor:
@@ -109,6 +111,19 @@ def parts() -> list[Part]:
         *(Part(Capsule(foot, APEX, 0.016), steel, 0.25, 60) for foot in feet),
         Part(Sphere((0.0, 0.0, 0.95), 0.10), _plain(0.92, 0.62, 0.18), 0.60, 90, True),
     ]
+
+
+def bowl_parts() -> list[Part]:
+    """``demo_bowl``: half a sphere without thickness."""
+    return [Part(Bowl((0.0, 0.0, 0.62), 0.85, 0.0), bands)]
+
+
+def cloth_parts() -> list[Part]:
+    """``demo_cloth``: a waving sheet."""
+    return [Part(Cloth((0.0, 0.0, 0.42), 0.36, 1.05, 3, 0.75), weave)]
+
+
+NAMES: dict[str, Callable[[], list[Part]]] = {"demo": parts, "demo_bowl": bowl_parts, "demo_cloth": cloth_parts}
 
 
 def trace(all_parts: list[Part], origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +159,7 @@ def render_view(all_parts: list[Part], camera: Camera) -> tuple[Tensor, Tensor, 
     hits = (which >= 0).nonzero()[:, 0]
     directions = directions[hits]
     surface = Surface.at(all_parts, camera.position + depths[hits][:, None] * directions, which[hits])
+    surface = surface.facing(-directions, torch.tensor([part.solid.thin for part in all_parts]))
     pixel = hits % count
     own = ((hits < count) | (which[hits] != which[pixel])).nonzero()[:, 0]
     light = torch.zeros(5 * count, 2)
@@ -183,6 +199,11 @@ class Surface:
                 normals[index], albedo[index] = part.solid.normal(at), part.albedo(at)
                 looks[index] = torch.tensor([part.gloss, part.sharpness, float(part.metal)])
         return Surface(points, which, normals, albedo, looks)
+
+    def facing(self, to_eye: Tensor, thin: Tensor) -> Surface:
+        """With the normals of parts that are ``thin`` (P,) turned towards the eye (N, 3)."""
+        away = thin[self.which] & (dot(self.normals, to_eye) < 0)
+        return replace(self, normals=torch.where(away[:, None], -self.normals, self.normals))
 
     def subset(self, index: Tensor) -> Surface:
         """Some of the points."""
@@ -229,7 +250,8 @@ def demo_mesh(all_parts: list[Part], segments: int = 144) -> Mesh:
         others = [p.solid.distance(middle) for j, p in enumerate(all_parts) if j != i]
         surface = Surface.at(all_parts, v + 1e-4 * part.solid.normal(v), torch.full((len(v),), i))
         colors = shade(surface, lighting(all_parts, surface), None)
-        return v, f[torch.stack(others).amin(0) > -1e-4], surface.normals, colors
+        seen = torch.stack(others).amin(0) > -1e-4 if others else torch.ones(len(f), dtype=torch.bool)
+        return v, f[seen], surface.normals, colors
 
     pieces = images.in_threads(tessellate, list(enumerate(all_parts)))
     vertices, faces, normals, colors = zip(*pieces, strict=True)

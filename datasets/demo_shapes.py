@@ -29,6 +29,7 @@ class Solid(ABC):
 
     bound_center: Vector
     bound_radius: float
+    thin = False  # a surface with two sides and no inside: distances to it are unsigned
 
     @abstractmethod
     def distance(self, p: Tensor) -> Tensor:

@@ -27,17 +27,11 @@ class CloudDistance:
 
     def __init__(self, points: Tensor, normals: Tensor) -> None:
         import igl
-        from scipy.spatial import cKDTree
 
-        if len(points) <= NEIGHBORS:
-            raise ValueError(f"CloudDistance: points: expected more than {NEIGHBORS}, got {len(points)}; sample denser")
         self.points, self.normals = points.cpu().double(), normals.cpu().double()
-        self._tree = cKDTree(self.points.numpy())
-        reach, _ = self._tree.query(self.points.numpy(), k=[NEIGHBORS + 1], workers=torch.get_num_threads())
-        areas = math.pi * torch.from_numpy(reach)[:, 0].square() / NEIGHBORS
-        self.spacings = areas.sqrt()
+        self._tree, self.spacings = neighborhoods("CloudDistance", self.points)
         self._winding: Any = igl.FastWindingNumberBVH()
-        soup = _triangles(self.points, self.normals, areas).view(-1, 3).contiguous()
+        soup = _triangles(self.points, self.normals, self.spacings.square()).view(-1, 3).contiguous()
         self._winding.init(soup.numpy(), torch.arange(len(soup)).view(-1, 3).numpy())
 
     def __call__(self, points: Tensor) -> Points:
@@ -65,6 +59,17 @@ class CloudDistance:
         return Points(
             points.detach().cpu().float(), torch.where(far, distances[:, 0] * sign, planes).float(), gradient.float()
         )
+
+
+def neighborhoods(op: str, points: Tensor) -> tuple[Any, Tensor]:
+    """A tree of points (N, 3), and how far each is from the next (N,): the root of the area that they leave it."""
+    from scipy.spatial import cKDTree
+
+    if len(points) <= NEIGHBORS:
+        raise ValueError(f"{op}: points: expected more than {NEIGHBORS}, got {len(points)}; sample denser")
+    tree = cKDTree(points.numpy())
+    reach, _ = tree.query(points.numpy(), k=[NEIGHBORS + 1], workers=torch.get_num_threads())
+    return tree, math.sqrt(math.pi / NEIGHBORS) * torch.from_numpy(reach)[:, 0]
 
 
 def _triangles(points: Tensor, normals: Tensor, areas: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def clean(mesh: Mesh) -> Cleaned:
         changes.append(f"{merged} duplicate vertices merged")
     if dropped := len(mesh.faces) - len(welded.faces):
         changes.append(f"{dropped} degenerate or duplicate faces dropped")
-    turned = _turned_alike(welded)
+    turned = turned_alike(welded)
     if flipped := int((turned.faces != welded.faces).any(1).sum()):
         changes.append(f"{flipped} faces turned round")
     return Cleaned(turned, tuple(changes), faults(turned))
@@ -77,7 +77,8 @@ def _used(mesh: Mesh) -> int:
 
 
 def _weld(mesh: Mesh, tolerance: float) -> Mesh:
-    """Vertices on one place are one; faces that lose a corner, and faces twice there, are dropped."""
+    """Vertices on one place, to within ``tolerance`` of the box's diagonal, are one; faces that lose a corner so, and
+    second faces of the same corners, are dropped."""
     vertices, faces = mesh.vertices.detach().cpu(), mesh.faces.cpu().long()
     if len(faces) == 0:
         return Mesh(vertices[:0], faces)
@@ -111,7 +112,7 @@ def _open_edges(faces: Tensor) -> int:
     return int((_edges(faces)[0] == 1).sum()) if len(faces) else 0
 
 
-def _turned_alike(mesh: Mesh) -> Mesh:
+def turned_alike(mesh: Mesh) -> Mesh:
     """Neighbours turned alike, parts that were not outwards, the whole outwards."""
     if len(mesh.faces) == 0:
         return mesh

@@ -22,18 +22,20 @@ ON = 1e-9  # of the mesh's size: nearer than this to an edge or a vertex is on i
 
 
 class MeshDistance:
-    """Signed distances to ``mesh``; works on the CPU and in float64, answers in float32.
+    """Distances to ``mesh``; works on the CPU and in float64, answers in float32.
 
     Args:
-        mesh: at least one triangle, none of them degenerate; closed and oriented, unless
+        mesh: at least one triangle, none of them degenerate; for signs, closed and oriented, unless
         winding: the sign is that of winding numbers.
+        signed: negative inside; otherwise distances are positive everywhere, and any triangles will do.
     """
 
-    def __init__(self, mesh: Mesh, *, winding: bool = False) -> None:
+    def __init__(self, mesh: Mesh, *, winding: bool = False, signed: bool = True) -> None:
         import igl
 
         if len(mesh.faces) == 0:
             raise ValueError("MeshDistance: mesh: expected at least one triangle, got none; check the file")
+        self.signed = signed
         self.mesh = Mesh(mesh.vertices.detach().cpu().double().contiguous(), mesh.faces.cpu().long().contiguous())
         self._vertices: Any = self.mesh.vertices.numpy()
         self._faces: Any = self.mesh.faces.numpy()
@@ -57,12 +59,14 @@ class MeshDistance:
         return torch.from_numpy(squared).sqrt(), torch.from_numpy(faces), torch.from_numpy(closest)
 
     def __call__(self, points: Tensor) -> Points:
-        """points (N, 3) -> signed distances there, negative inside, and their gradients; on the CPU."""
+        """points (N, 3) -> distances there, negative inside, and their gradients (on the surface, normals); on CPU."""
         at = points.detach().cpu().double()
         distances, faces, closest = self.nearest(at)
         away = at - closest
         pseudo = self._pseudonormals(faces, closest)
-        if self._winding is None:
+        if not self.signed:
+            inside = torch.zeros_like(distances).bool()
+        elif self._winding is None:
             inside = (away * pseudo).sum(1) < 0
         else:
             found = self._winding.winding_number(at.contiguous().numpy()) if len(at) else torch.zeros(0).numpy()

@@ -36,6 +36,19 @@ def face_areas(mesh: Mesh) -> Tensor:
     return _face_vectors(mesh).norm(dim=1) / 2
 
 
+def boundary_edges(faces: Tensor) -> Tensor:
+    """(E, 2) of faces (F, 3): the edges of one triangle only, as it runs them."""
+    ends = torch.stack([faces, faces.roll(-1, 1)], 2).view(-1, 2)
+    _, edge = ends.sort(1).values.unique(dim=0, return_inverse=True)
+    return ends[edge.bincount()[edge] == 1] if len(faces) else ends
+
+
+def boundary_length(mesh: Mesh) -> float:
+    """How long the edges of one triangle only are together; 0 of a closed mesh."""
+    a, b = mesh.vertices.double()[boundary_edges(mesh.faces)].unbind(1)
+    return float((a - b).norm(dim=1).sum())
+
+
 def _face_vectors(mesh: Mesh) -> Tensor:
     a, b, c = (mesh.vertices[mesh.faces[:, k]] for k in range(3))
     return torch.linalg.cross(b - a, c - a)

@@ -107,3 +107,58 @@ class Volsdf(nn.Module):
         depth = (reach - values) / self.beta
         tail = 0.5 * torch.exp(-depth.abs())
         return torch.where(depth > 0, 1 - tail, tail) / self.beta
+
+
+class Unsigned(nn.Module):
+    """alpha of an unsigned distance: what a ray loses as it comes nearer to the surface, on whichever side.
+
+        alpha = (Z(f_near) - Z(f_low)) / Z(f_near),   Z(f) = 1 - exp(-s f),
+
+    f_near where the interval begins and f_low the least distance in it, by the distance in its middle and its slope
+    along the ray. Light along an approach is Z(f), 0 on the surface, so weights are unbiased to first order and a
+    surface is opaque from both sides; where a ray leaves, nothing is lost. An interval whose middle lies behind the
+    surface that it crosses has it too: the distance is reflected there. s is learned.
+
+    Source: Liu et al., "NeUDF: Learning Unsigned Distance Fields with Volume Rendering", 2023, eq. 6 to 8, with a Z
+    that nears 1 exponentially in place of a fraction: the fraction's tail darkens what passes an edge far off.
+    """
+
+    needs_gradients, outwards = True, 1.0
+
+    def __init__(self, sharpness: float = 60.0) -> None:
+        super().__init__()
+        self.third = nn.Parameter(torch.tensor(sharpness).log() / 3)  # of the sharpness's logarithm: it learns faster
+
+    @property
+    def sharpness(self) -> Tensor:
+        """Per unit length: a ray that passes an edge within 1 / s sees something of it."""
+        return (3 * self.third).exp().clamp(max=1e5)
+
+    def forward(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
+        if output.gradients is None:
+            cosine = _steepest(output.values, samples)
+        else:
+            cosine = (output.gradients * samples.directions(rays)).sum(-1).clamp(-1, 1)
+        change = (samples.t_ends - samples.t_starts) / 2 * cosine
+        near, low = (output.values - change).abs(), (output.values - change.abs()).relu()
+        light, left = (-torch.expm1(-self.sharpness * f) for f in (near, low))
+        return ((light - left + 1e-5) / (light + 1e-5)).clamp(0, 1)
+
+    def densities(self, values: Tensor, reach: float = 0.0) -> Tensor:
+        """(N,) the highest per unit length within ``reach`` of points with these distances, of a ray that meets the
+        surface head-on: -d log Z / df."""
+        return self.sharpness / torch.expm1(self.sharpness * (values - reach).clamp_min(1e-4)).clamp_min(1e-6)
+
+
+def _steepest(values: Tensor, samples: Samples) -> Tensor:
+    """d value / dt (S,), the steeper of those to the neighbours before and behind, falling where the ray came nearer.
+
+    Around a surface the distance goes down and up again: the mean of the two would show nothing of it.
+    """
+    onward = slopes_along(values, samples)
+    if len(values) < 2:
+        return onward
+    same = samples.ray_indices[1:] == samples.ray_indices[:-1]
+    before = torch.cat([onward[:1], torch.where(same, onward[:-1], onward[1:])])
+    steep = torch.maximum(onward.abs(), before.abs())
+    return torch.where(before < 0, -steep, steep)

@@ -53,7 +53,7 @@ def test_unknown_public_name():
         ),
         (
             ["fit", "npg", "demo"],
-            "expected one of neus, ngp, shape, splat, splat_2d, splat_classic, splat_mip, volsdf, got 'npg'",
+            "expected one of neus, ngp, shape, splat, splat_2d, splat_classic, splat_mip, udf, volsdf, got 'npg'",
         ),
         (["fit"], "fit: recipe: expected one of the above, got nothing"),
         (["fit", "ngp", "/nowhere/at/all"], "/nowhere/at/all"),

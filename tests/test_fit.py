@@ -420,10 +420,14 @@ def test_a_scene_without_training_views(scene):
         SMALL.build(scene.with_frames(scene.test))
 
 
-def test_the_example_runs(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "data", "folder"),
+    [("00_fit_and_mesh", "demo", "example"), ("01_open_surface", "demo_bowl", "open-surface")],
+)
+def test_the_examples_run(tmp_path, name, data, folder):
     from pathlib import Path
 
-    script = Path(__file__).resolve().parents[1] / "examples" / "00_fit_and_mesh.py"
+    script = Path(__file__).resolve().parents[1] / "examples" / f"{name}.py"
     assert len(script.read_text().splitlines()) <= 60
-    subprocess.run([sys.executable, str(script), "demo", "15"], cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "runs/example/mesh.glb").stat().st_size > 10_000
+    subprocess.run([sys.executable, str(script), data, "15"], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / f"runs/{folder}/mesh.glb").stat().st_size > 10_000

@@ -138,7 +138,8 @@ def _against_shape(run: Any, scene: Any, resolution: int) -> dict[str, Any]:
     from .extract import extract_mesh
 
     mesh = extract_mesh(run, resolution=resolution)
-    return compare(transform(mesh, similarity_inverse(scene.scene_to_world)), scene) | {"resolution": resolution}
+    scores = compare(transform(mesh, similarity_inverse(scene.scene_to_world)), scene, signed=run.field.signed)
+    return scores | {"resolution": resolution}
 
 
 def _write(run: Any, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Extract a mesh from a run, with vertex colours or a texture, in the scene's own units.
 
-Fields of density: their level set. Gaussians: the depths of all training views, rendered and fused, since their density
-is not smooth; or the level set of the mixture's density.
+Fields of density and signed distances: their level set. Unsigned distances: their zero set, by dual contouring.
+Gaussians: the depths of all training views, rendered and fused, since their density is not smooth; or the level set of
+the mixture's density.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class Method(Enum):
     TSDF = "tsdf"
     """Where the rendered depths of the training views say, on average."""
     OPACITY = "opacity"
-    """Where the density has a level."""
+    """Where the density, or the signed distance, has a level."""
+    DUAL = "dual"
+    """Where an unsigned distance is zero: vertices by its tangent planes (DualMesh-UDF)."""
+    PSEUDO_SIGNS = "pseudo-signs"
+    """The same by marching cubes, gradients giving the signs (MeshUDF): coarser at boundaries and edges."""
 
 
 def main(arguments: list[str]) -> None:
@@ -55,9 +60,11 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made.
         output: the mesh file; by default RUN/mesh.glb.
-        method: tsdf fuses rendered depths, opacity is the density's level set; by default tsdf for Gaussians only.
+        method: tsdf fuses rendered depths, opacity is the density's (or signed distance's) level set, dual and
+            pseudo-signs the zero set of an unsigned distance; by default tsdf for Gaussians, dual for unsigned
+            distances, and else opacity.
         resolution: cells along the longest edge of the box that is searched.
-        level: density per scene unit at the surface; by default half opaque within two cells.
+        level: density per scene unit (or distance) at the surface; by default half opaque within two cells (or 0).
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
         cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all, as do
@@ -149,7 +156,6 @@ def extract_mesh(
 
     Raises UserError for options that make no sense, and where there is no surface.
     """
-    from ...fields.protocols import Primitives
     from ...geometry.mesh_ops import largest_components, simplify, transform
     from ..devices import CPU
 
@@ -161,14 +167,14 @@ def extract_mesh(
     ):
         if value is not None and value < least:
             raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
-    method = method or (Method.TSDF if isinstance(run.field, Primitives) else Method.OPACITY)
-    if method is Method.TSDF and level is not None:
-        raise UserError("extract: --level: expected --method opacity as well, got tsdf, which has no level; drop one")
+    method = _method(run, method, level)
     to_world = run.asked.facts.matrix
     bounds = _bounds(crop, to_world, float(run.field.bounds.high.max())).to(run.device)
     try:
         if method is Method.TSDF:
             mesh = fused_views(run, bounds, resolution, cascades).to(CPU)
+        elif method is not Method.OPACITY:
+            mesh = zero_set(run, bounds, resolution, method).to(CPU)
         else:
             mesh = level_set(run, bounds, resolution, level, cut=crop is not None).to(CPU)
     except ValueError as error:
@@ -184,6 +190,42 @@ def extract_mesh(
     if mesh.colors is None:
         mesh = _colored(run, mesh)
     return transform(mesh, to_world)
+
+
+def _method(run: Any, method: Method | None, level: float | None) -> Method:
+    """The one that is asked for, or else the best for the run's field. Raises UserError for one that does not fit."""
+    from ...fields.protocols import Primitives
+
+    unsigned = not getattr(run.field, "signed", True)
+    if method is None:
+        by_default = Method.DUAL if unsigned and level is None else Method.OPACITY
+        method = Method.TSDF if isinstance(run.field, Primitives) else by_default
+    if method is not Method.OPACITY and level is not None:
+        raise UserError(
+            f"extract: --level: expected --method opacity as well, got {method.value}, which has no level; drop one"
+        )
+    if method in (Method.DUAL, Method.PSEUDO_SIGNS) and not unsigned:
+        raise UserError(
+            f"extract: --method: {method.value} expected a run of an unsigned distance, got {run.asked.recipe}; drop it"
+        )
+    if method is Method.OPACITY and unsigned and not (level is not None and level > 0):
+        raise UserError(
+            "extract: --method: expected dual or pseudo-signs for an unsigned distance, which crosses no level at its "
+            "surface, got opacity; drop it, or give a --level above 0 for a shell around the surface"
+        )
+    return method
+
+
+def zero_set(run: Any, bounds: Any, resolution: int, method: Method) -> Any:
+    """The zero set of an unsigned distance, scene frame."""
+    from ...geometry.dual_mesh import dual_mesh
+    from ...geometry.pseudo_signs import pseudo_sign_mesh
+
+    def ask(points: Any) -> tuple[Any, Any]:
+        output = run.field.query(points, gradients=True)
+        return output.values, output.gradients
+
+    return (dual_mesh if method is Method.DUAL else pseudo_sign_mesh)(ask, bounds, resolution)
 
 
 def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> Any:

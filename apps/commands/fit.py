@@ -11,8 +11,8 @@ from ..parse import parse
 
 USAGE = """usage: polyfield fit RECIPE DATA [options]    (polyfield fit RECIPE --help for all options)
 
-DATA is a capture, a folder of photographs or a video (poses are found where there are none), or `demo` for the built-in
-scene; for `shape`, a mesh or points. Recipes:"""
+DATA is a capture, a folder of photographs or a video (poses are found where there are none), or one of the built-in
+scenes `demo`, `demo_bowl`, `demo_cloth`; for `shape`, a mesh or points. Recipes:"""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,9 +1,8 @@
-"""A signed distance fitted to a shape: a mesh or oriented points, by their exact distances, on a hash grid."""
+"""A distance, signed or not, fitted to a shape: a mesh or points, by their exact distances, on a hash grid."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from dataclasses import field as setting
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar
@@ -13,14 +12,19 @@ import torch
 from ...datasets.scene import LoadOptions, Scene
 from ...datasets.shape import load_shape, surface_of, truth_of
 from ...fields.encodings import HashGridConfig
+from ...fields.grid_distance import GridDistance
+from ...fields.networks import MlpConfig
 from ...fields.optimizer import Adam
-from ...fields.signed_distance import SignedDistance, SignedDistanceConfig
+from ...fields.signed_distance import SignedDistanceConfig
+from ...fields.unsigned_distance import UnsignedDistanceConfig
 from ...geometry.types import Aabb
 from ...renderers.losses.distance import Distance
 from ...renderers.losses.eikonal import Eikonal
+from ...renderers.losses.slope import Slope
 from ...renderers.points import PointRenderer
 from ...renderers.protocols import Loss
 from ..devices import CPU
+from ..errors import UserError
 from ..fit import Budget, Job
 from ..run import SceneFacts
 from ..shape_batches import SamplesConfig, ShapeBatches
@@ -31,12 +35,17 @@ class Kind(Enum):
     """What is fitted."""
 
     SDF = "sdf"
-    """A signed distance: negative inside."""
+    """A signed distance: negative inside. The shape must be closed, or points that are oriented."""
+    UDF = "udf"
+    """An unsigned distance: for open meshes, and points with or without normals."""
+
+
+GRID = HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=512)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A signed distance on a hash grid, fitted to the exact distances of a mesh or of oriented points."""
+    """A distance on a hash grid, fitted to the exact distances of a mesh or of points."""
 
     default_steps: ClassVar[int] = 3000
     less_memory: ClassVar[str] = "--samples.most, --samples.batch or --distances.grid.log2-size"
@@ -44,25 +53,43 @@ class Config:
     field: Kind = Kind.SDF
     repair: bool = False
     """Take a mesh with holes or edges of many faces, and let its winding numbers say what is inside."""
-    distances: SignedDistanceConfig = setting(
-        default_factory=lambda: SignedDistanceConfig(
-            grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=512),
-            color=None,
-            geometry_features=1,
-        )
+    distances: SignedDistanceConfig = SignedDistanceConfig(grid=GRID, color=None, geometry_features=1)
+    """Of a signed distance."""
+    unsigned: UnsignedDistanceConfig = UnsignedDistanceConfig(
+        grid=HashGridConfig(levels=6, features=4, log2_size=17, finest_resolution=128),
+        network=MlpConfig(width=64, hidden_layers=2),
+        color=None,
+        geometry_features=1,
+        radius=0.0,
     )
+    """Of an unsigned one."""
     samples: SamplesConfig = SamplesConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-2, final_fraction=0.01)
     distance: Distance = Distance()
     eikonal: Eikonal = Eikonal(weight=0.0)
+    rim: float = 0.2
+    """Share of the surface's points that lie on the boundary of an open mesh, for unsigned distances."""
+    slope: Slope = Slope()
+    """Of unsigned distances alone: signed ones do well without."""
 
     def open_data(self, source: str, options: LoadOptions) -> Scene:
         """The shape in a file."""
-        return load_shape(Path(source), repair=self.repair)
+        if self.repair and not self.signed:
+            raise UserError(
+                "fit: --repair: expected --field sdf, got udf, which takes open meshes as they are; drop it"
+            )
+        return load_shape(Path(source), repair=self.repair, signed=self.signed)
 
-    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[SignedDistance, PointRenderer]:
+    @property
+    def signed(self) -> bool:
+        """Whether distances are."""
+        return self.field is Kind.SDF
+
+    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GridDistance, PointRenderer]:
         """An unfitted field, and what asks it at points."""
-        return self.distances.build(Aabb.cube(), device), PointRenderer(gradients=self.eikonal.weight != 0).to(device)
+        config = self.distances if self.signed else self.unsigned
+        gradients = self.eikonal.weight != 0 or (self.slope.weight != 0 and not self.signed)
+        return config.build(Aabb.cube(), device), PointRenderer(gradients=gradients).to(device)
 
     def prepare(self, scene: Scene) -> Scene:
         """A shape stays as it is."""
@@ -81,7 +108,15 @@ class Config:
         ]
         groups = [{"final_fraction": o.final_fraction, **group} for group in groups]
         losses: dict[str, Loss] = {"distance": self.distance, "eikonal": self.eikonal}
-        batches = ShapeBatches(surface_of(scene), truth_of(scene), self.samples, seed=seed + 2, device=device)
+        if not self.signed:
+            losses["slope"] = self.slope
+        batches = ShapeBatches(
+            surface_of(scene, rim=0.0 if self.signed else self.rim),
+            truth_of(scene, signed=self.signed),
+            self.samples,
+            seed=seed + 2,
+            device=device,
+        )
         return Job(
             field=model,
             renderer=renderer,
