@@ -188,7 +188,7 @@ def _open(data: str, name: str, config: Any, folder: Path, options: Options) -> 
 def _pose(config: Any, source: str) -> None:
     """Find poses of photographs that have none, after saying so."""
     root = Path(source)
-    if hasattr(config, "open_data") or source == demo.NAME or find_format(root) is not photos or photos.is_posed(root):
+    if hasattr(config, "open_data") or source in demo.NAMES or find_format(root) is not photos or photos.is_posed(root):
         return
     from .find_poses import find_poses
 

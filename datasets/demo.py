@@ -241,12 +241,13 @@ def shade(surface: Surface, light: Tensor, to_eye: Tensor | None) -> Tensor:
 
 
 def demo_mesh(all_parts: list[Part], segments: int = 144) -> Mesh:
-    """The surface of all solids: their tessellations without what lies inside another; matte colours."""
+    """The surface of all solids: their tessellations without what lies inside another or against it; matte colours."""
 
     def tessellate(numbered: tuple[int, Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         i, part = numbered
         v, f = part.solid.triangles(segments)
         middle = v[f].mean(1)
+        middle = middle + 1e-3 * part.solid.normal(middle)
         others = [p.solid.distance(middle) for j, p in enumerate(all_parts) if j != i]
         surface = Surface.at(all_parts, v + 1e-4 * part.solid.normal(v), torch.full((len(v),), i))
         colors = shade(surface, lighting(all_parts, surface), None)

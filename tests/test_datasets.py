@@ -7,6 +7,7 @@ import pkgutil
 import struct
 import sys
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from polyfield.datasets import images
 from polyfield.datasets.depths import read_depth
 from polyfield.datasets.normalize import focus_point
 from polyfield.datasets.scene import MaskUse, Scene, SceneError, Split, open_scene
+from polyfield.datasets.sfm.reconstruct import REPORT, VERSION, SfmReport, files_of
+from polyfield.datasets.sfm.survey import survey
 from polyfield.geometry import Camera, CameraModel
 from polyfield.geometry.transforms import (
     look_at,
@@ -29,7 +32,7 @@ from polyfield.geometry.transforms import (
     transform_poses,
 )
 
-from tests.capture_writers import WRITERS
+from tests.capture_writers import WRITERS, write_colmap
 
 UP = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
@@ -125,11 +128,22 @@ def _rooted(writer):
     return make
 
 
+def found_poses(folder: Path) -> Path:
+    """Photographs whose poses `polyfield process` has found."""
+    root = write_colmap(folder / "photos", inside="polyfield/sparse/0").root
+    report = SfmReport(9, 9, ("one",), 100, 3.0, 0.5, 10.0, 36, 36, (), ())
+    asked = {"files": files_of(root, survey(root))}
+    kept = {"version": VERSION, "asked": asked, "report": asdict(report)}
+    (root / "polyfield" / REPORT).write_text(json.dumps(kept), encoding="utf-8")
+    return root
+
+
 # One or more examples per format: a new module without one fails test_every_format_has_an_example.
 EXAMPLES = {
     **{name: tuple(_rooted(writer) for writer in writers[:1]) for name, writers in WRITERS.items()},
     "transforms_json": (blender, instant_ngp, nerfstudio),
     "demo": (demo_example,),
+    "photos": (found_poses,),
 }
 CASES = [(module, make) for module, makers in EXAMPLES.items() for make in makers]
 

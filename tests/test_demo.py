@@ -5,6 +5,7 @@ import torch
 from polyfield.datasets import demo
 from polyfield.datasets.demo_shapes import Capsule, Cylinder, RoundedBox, Sphere, Torus
 from polyfield.datasets.scene import SceneError, open_scene
+from polyfield.geometry.mesh_ops import sample_surface
 from polyfield.geometry.transforms import transform_points
 
 SOLIDS = {
@@ -163,3 +164,19 @@ def test_downscale_and_errors(tmp_path, monkeypatch):
     (tmp_path / "demo").mkdir()
     with pytest.raises(SceneError, match=r"empty folder"):
         open_scene("demo")
+
+
+def test_true_surfaces_do_not_lie_against_each_other():
+    """Nothing that is fitted to pictures could find what is hidden where solids touch."""
+    parts = demo.parts()
+    points, normals = sample_surface(demo.demo_mesh(parts), 600, torch.Generator().manual_seed(0))
+    ways = torch.nn.functional.normalize(torch.randn(100, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    at = (points + 2e-3 * normals)[:, None].expand(-1, len(ways), -1).reshape(-1, 3)
+    away = ways.repeat(len(points), 1)
+    free = ((away * normals.repeat_interleave(len(ways), 0)).sum(1) > 0.05).clone()
+    for _ in range(60):
+        gap = torch.stack([part.solid.distance(at) for part in parts]).amin(0)
+        free &= gap > 1e-3
+        at = at + gap.clamp(min=0)[:, None] * away
+    seen = free.view(len(points), -1).any(1)
+    assert float(seen.float().mean()) > 0.97
