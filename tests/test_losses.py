@@ -69,6 +69,13 @@ def shape_step():
     return replace(made, view=Points(torch.zeros(S, 3), torch.linspace(-1, 1, S))), weights
 
 
+def slopes_step():
+    """The same, with the gradients of distances."""
+    made, weights = distances_step()
+    up = torch.tensor([0.0, 0.0, 1.0]).expand(S, 3)
+    return replace(made, view=Points(torch.zeros(S, 3), torch.linspace(-1, 1, S), up)), weights
+
+
 def primitives_step():
     """Of a field of Gaussians."""
     field = GaussianField(from_points(torch.eye(3), torch.eye(3)), Aabb.cube())
@@ -97,6 +104,7 @@ STEPS = {
     "SsimL1": image_step,
     "MeanOpacity": primitives_step,
     "MeanScale": primitives_step,
+    "Slope": slopes_step,
 }
 BY_RAYS = [loss for loss in all_losses() if loss.__name__ not in STEPS]
 
