@@ -28,10 +28,9 @@ class CloudDistance:
     def __init__(self, points: Tensor, normals: Tensor) -> None:
         import igl
 
-        self.points, self.normals = points.cpu().double(), normals.cpu().double()
-        self._tree, self.spacings = neighborhoods("CloudDistance", self.points)
+        self._cloud = cloud = Neighborhoods("CloudDistance", points, normals)
         self._winding: Any = igl.FastWindingNumberBVH()
-        soup = _triangles(self.points, self.normals, self.spacings.square()).view(-1, 3).contiguous()
+        soup = _triangles(cloud.points, cloud.normals, cloud.spacings.square()).view(-1, 3).contiguous()
         self._winding.init(soup.numpy(), torch.arange(len(soup)).view(-1, 3).numpy())
 
     def __call__(self, points: Tensor) -> Points:
@@ -39,17 +38,9 @@ class CloudDistance:
         at = points.detach().cpu().double()
         if len(at) == 0:
             return Points(at.float(), at[:, 0].float(), at.float())
-        found = self._tree.query(at.numpy(), k=NEIGHBORS, workers=torch.get_num_threads())
-        distances, index = (torch.from_numpy(x) for x in found)
-        away = at[:, None] - self.points[index]
-        width = self.spacings[index[:, :1]]
-        # The nearest one's weight is 1, so that far from all points weights do not vanish.
-        weights = torch.exp((distances[:, :1].square() - distances.square()) / width.square())
-        weights = weights / weights.sum(1, keepdim=True)
-        normals = self.normals[index]
+        distances, away, normals, weights, far = self._cloud.around(at)
         planes = (weights * (away * normals).sum(2)).sum(1)
         sign = torch.ones(len(at), dtype=torch.float64)
-        far = distances[:, 0] > NEAR * width[:, 0]
         if bool(far.any()):
             number = self._winding.winding_number(at[far].contiguous().numpy())
             sign[far] = 1 - 2 * (torch.from_numpy(number) > 0.5).double()
@@ -57,19 +48,34 @@ class CloudDistance:
             torch.where(far[:, None], away[:, 0] * sign[:, None], (weights[..., None] * normals).sum(1)), dim=1
         )
         return Points(
-            points.detach().cpu().float(), torch.where(far, distances[:, 0] * sign, planes).float(), gradient.float()
+            points.detach().cpu().float(), torch.where(far, distances * sign, planes).float(), gradient.float()
         )
 
 
-def neighborhoods(op: str, points: Tensor) -> tuple[Any, Tensor]:
-    """A tree of points (N, 3), and how far each is from the next (N,): the root of the area that they leave it."""
-    from scipy.spatial import cKDTree
+class Neighborhoods:
+    """Points (N, 3) with unit normals (N, 3), and for each how far it is from the next: the root of its area."""
 
-    if len(points) <= NEIGHBORS:
-        raise ValueError(f"{op}: points: expected more than {NEIGHBORS}, got {len(points)}; sample denser")
-    tree = cKDTree(points.numpy())
-    reach, _ = tree.query(points.numpy(), k=[NEIGHBORS + 1], workers=torch.get_num_threads())
-    return tree, math.sqrt(math.pi / NEIGHBORS) * torch.from_numpy(reach)[:, 0]
+    def __init__(self, op: str, points: Tensor, normals: Tensor) -> None:
+        from scipy.spatial import cKDTree
+
+        if len(points) <= NEIGHBORS:
+            raise ValueError(f"{op}: points: expected more than {NEIGHBORS}, got {len(points)}; sample denser")
+        self.points, self.normals = points.cpu().double(), normals.cpu().double()
+        self._tree = cKDTree(self.points.numpy())
+        reach, _ = self._tree.query(self.points.numpy(), k=[NEIGHBORS + 1], workers=torch.get_num_threads())
+        self.spacings = math.sqrt(math.pi / NEIGHBORS) * torch.from_numpy(reach)[:, 0]
+
+    def around(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of places (M, 3): distances to the nearest point (M,); the way from each of the K nearest (M, K, 3), their
+        normals (M, K, 3) and weights (M, K), which add up to 1; and whether planes no longer count there (M,)."""
+        found = self._tree.query(at.numpy(), k=NEIGHBORS, workers=torch.get_num_threads())
+        distances, index = (torch.from_numpy(x) for x in found)
+        width = self.spacings[index[:, :1]]
+        # The nearest one's weight is 1, so that far from all points weights do not vanish.
+        weights = torch.exp((distances[:, :1].square() - distances.square()) / width.square())
+        weights = weights / weights.sum(1, keepdim=True)
+        far = distances[:, 0] > NEAR * width[:, 0]
+        return distances[:, 0], at[:, None] - self.points[index], self.normals[index], weights, far
 
 
 def _triangles(points: Tensor, normals: Tensor, areas: Tensor) -> Tensor:

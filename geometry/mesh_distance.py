@@ -9,6 +9,7 @@ is closed by the surface where that is one half, to which no distance is measure
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,9 +47,15 @@ class MeshDistance:
             self._winding = igl.FastWindingNumberBVH()
             self._winding.init(self._vertices, self._faces)
         self.face_normals = face_normals(self.mesh)
-        self._edge_normals = _edge_normals(self.mesh.faces, self.face_normals)
-        self._vertex_normals = _vertex_normals(self.mesh, self.face_normals)
         self._on = ON * float((self.mesh.vertices.amax(0) - self.mesh.vertices.amin(0)).norm())
+
+    @cached_property
+    def _edge_normals(self) -> Tensor:
+        return _edge_normals(self.mesh.faces, self.face_normals)
+
+    @cached_property
+    def _vertex_normals(self) -> Tensor:
+        return _vertex_normals(self.mesh, self.face_normals)
 
     def nearest(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """points (N, 3) -> float64 unsigned distances (N,), the nearest triangles (N,) and nearest points (N, 3)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .cloud_distance import NEAR, NEIGHBORS, neighborhoods
+from .cloud_distance import NEIGHBORS, Neighborhoods
 from .types import Points
 
 EDGE = (0.6, 0.8)  # how far the neighbours' mean lies to one side, per their mean distance; 2 / pi on the very edge
@@ -25,21 +25,14 @@ class OpenCloudDistance:
     """Unsigned distances to the surface of points (N, 3) with unit normals (N, 3) of either sign."""
 
     def __init__(self, points: Tensor, normals: Tensor) -> None:
-        self.points, self.normals = points.cpu().double(), normals.cpu().double()
-        self._tree, self.spacings = neighborhoods("OpenCloudDistance", self.points)
+        self._cloud = Neighborhoods("OpenCloudDistance", points, normals)
 
     def __call__(self, points: Tensor) -> Points:
         """points (N, 3) -> unsigned distances there and their gradients; on the CPU."""
         at = points.detach().cpu().double()
         if len(at) == 0:
             return Points(at.float(), at[:, 0].float(), at.float())
-        found = self._tree.query(at.numpy(), k=NEIGHBORS, workers=torch.get_num_threads())
-        distances, index = (torch.from_numpy(x) for x in found)
-        away = at[:, None] - self.points[index]
-        width = self.spacings[index[:, :1]]
-        weights = torch.exp((distances[:, :1].square() - distances.square()) / width.square())
-        weights = weights / weights.sum(1, keepdim=True)
-        normals = self.normals[index]
+        _, away, normals, weights, far = self._cloud.around(at)
         normals = normals * (1 - 2 * ((normals * normals[:, :1]).sum(2, keepdim=True) < 0).double())
         height = (weights * (away * normals).sum(2)).sum(1)
         up = normalize((weights[..., None] * normals).sum(1), dim=1)
@@ -47,7 +40,7 @@ class OpenCloudDistance:
         beyond = along.mean(1).norm(dim=1) / along.norm(dim=2).mean(1).clamp_min(1e-30)
         beyond = ((beyond - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
         side = beyond[:, None] * along[:, 0]
-        vector = torch.where((distances[:, 0] > NEAR * width[:, 0])[:, None], away[:, 0], height[:, None] * up + side)
+        vector = torch.where(far[:, None], away[:, 0], height[:, None] * up + side)
         length = vector.norm(dim=1)
         gradient = torch.where((length > 1e-12)[:, None], vector / length[:, None].clamp_min(1e-12), up)
         return Points(points.detach().cpu().float(), length.float(), gradient.float())

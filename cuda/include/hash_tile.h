@@ -83,6 +83,12 @@ template <int D, class T> PF_INLINE void slopes(const T* point, int64_t resoluti
   for (int d = 0; d < D; ++d) s[d] = point[d] >= T(0) && point[d] <= T(1) ? T(resolution) : T(0);
 }
 
+// A direction in a level's cells: nothing along an axis on which the point is clamped
+template <int D, class T> PF_INLINE void cells_along(const T* point, const T* direction, int64_t resolution, T* along) {
+  slopes<D>(point, resolution, along);
+  for (int d = 0; d < D; ++d) along[d] = along[d] > T(0) ? along[d] * direction[d] : T(0);
+}
+
 // ---- short vectors: the F features of one entry -----------------------------------------------------------------------
 
 
@@ -273,12 +279,12 @@ template <int D, class T> struct Tile {
   }
   PF_INLINE bool has_runs() const { return runs * 3 < count; }
 
-  // Directions (count, D) in cells of a level: nothing along an axis on which the point is clamped
+  // Directions (count, D) in cells of a level
   PF_INLINE void along(const T* points, const T* directions, int64_t resolution, T (*to)[HASH_TILE + PAD]) const {
     for (int i = 0; i < count; ++i) {
-      T slope[D];
-      slopes<D>(points + i * D, resolution, slope);
-      for (int d = 0; d < D; ++d) to[d][i] = slope[d] > T(0) ? slope[d] * directions[i * D + d] : T(0);
+      T cells[D];
+      cells_along<D>(points + i * D, directions + i * D, resolution, cells);
+      for (int d = 0; d < D; ++d) to[d][i] = cells[d];
     }
     for (int i = count; i < (count + LANES - 1) / LANES * LANES; ++i)
       for (int d = 0; d < D; ++d) to[d][i] = T(0);

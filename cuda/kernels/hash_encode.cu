@@ -337,8 +337,7 @@ void hash_encode_backward_along(const T* points, const T* directions, const int6
     for_parts(items, n, [=](int64_t i, int l) {
       const int64_t point = i < 0 ? n - 1 : i;
       T along[D];
-      slopes<D>(points + point * D, levels[l].resolution, along);
-      for (int d = 0; d < D; ++d) along[d] = along[d] > T(0) ? along[d] * directions[point * D + d] : T(0);
+      cells_along<D>(points + point * D, directions + point * D, levels[l].resolution, along);
       scatter_item<D, F>(points + point * D, i >= 0, levels[l], grad_table, [=](const Place<D, T>& at, int w, Vec<T, F>* v) {
         const Vec<T, F> g = fetch<F>(grad_derivatives + (point * level_count + l) * WIDTH + w);
         T weight[1 << D], change[1 << D];

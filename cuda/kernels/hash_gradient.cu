@@ -98,8 +98,7 @@ template <int D, int W, class T, class H>
 PF_INLINE void encode_item_along(const T* point, const T* direction, const H* table, const Level& level, T* derivatives) {
   const Place<D, T> at = place<D>(level, point);
   T along[D], weight[1 << D], change[1 << D];
-  slopes<D>(point, level.resolution, along);
-  for (int d = 0; d < D; ++d) along[d] = along[d] > T(0) ? along[d] * direction[d] : T(0);
+  cells_along<D>(point, direction, level.resolution, along);
   weights_along<D>(at.fraction, along, weight, change);
   for (int w = 0; w < WIDTH; w += W) {
     Vec<T, W> v[1 << D];
