@@ -6,6 +6,7 @@ thousands of steps nor the floaters of a random start.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,13 +20,16 @@ from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
 from .errors import UserError
 from .fit import Budget, Job, fit
+from .surroundings import surroundings
+
+FEW_VIEWS, FEW_POINTS = 16, 500  # from so few views a hash grid finds clouds before the cameras, and points do not
 
 
 class Source(Enum):
     """What the first Gaussians are taken from."""
 
     AUTO = "auto"
-    """The scene's own points if there are a quarter of ``count`` or more, else a hash-grid fit."""
+    """The scene's own points if there are a quarter of ``count`` or more, or if views are few; else a hash-grid fit."""
     GRID = "grid"
     POINTS = "points"
     MESH = "mesh"
@@ -39,6 +43,8 @@ class FirstGaussians:
     source: Source = Source.AUTO
     count: int = 60_000
     """Gaussians to begin with; of the scene's own points, all are taken up to this number."""
+    surroundings: float = 0.25
+    """Of ``count``, how many to put on a floor and far away, where the scene's own points leave holes in pictures."""
     opacity: float = 0.5
     scale: float = 0.7
     """Standard deviation as a share of the gap between neighbours."""
@@ -52,12 +58,13 @@ class FirstGaussians:
     def draw(
         self, scene: Scene, degree: int, seed: int, device: torch.device, budget: Budget
     ) -> tuple[Gaussians, float]:
-        """The Gaussians on ``device``, and how long a hash-grid fit took, seconds."""
+        """The Gaussians on ``device``, and how long a hash-grid fit or a search for the floor took, seconds."""
         generator = torch.Generator(device).manual_seed(seed)
         source, seconds = self.source, 0.0
         if source is Source.AUTO:
             own = 0 if scene.points is None else len(scene.points)
-            source = Source.POINTS if 4 * own >= self.count else Source.GRID
+            few = len(scene.train) <= FEW_VIEWS and own >= FEW_POINTS
+            source = Source.POINTS if 4 * own >= self.count or few else Source.GRID
         if source is Source.RANDOM:
             points, colors = random_points(Aabb.cube(1.0).to(device), self.count, generator)
         elif source is Source.MESH:
@@ -65,13 +72,13 @@ class FirstGaussians:
                 raise UserError(f"fit: --first.source mesh: expected a scene with a mesh, {scene.name} has none")
             points, colors = mesh_points(scene.mesh.to(device), self.count, generator)
         elif source is Source.POINTS:
-            points, colors = self._scene_points(scene, generator)
+            points, colors, seconds = self._scene_points(scene, generator)
         else:
             points, colors, seconds = self._grid_points(scene, seed, device, budget)
         gaussians = from_points(points, colors, degree=degree, opacity=self.opacity, share=self.scale)
         return gaussians.to(device), seconds
 
-    def _scene_points(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _scene_points(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
         if scene.points is None or not len(scene.points):
             raise UserError(
                 f"fit: --first.source points: expected a scene with points, {scene.name} has none; use grid"
@@ -79,7 +86,13 @@ class FirstGaussians:
         points = scene.points.to(generator.device)
         colors = torch.full_like(points, 0.5) if scene.point_colors is None else scene.point_colors.to(points)
         chosen = torch.randperm(len(points), generator=generator, device=generator.device)[: self.count]
-        return points[chosen], colors[chosen]
+        points, colors = points[chosen], colors[chosen]
+        around = min(int(self.surroundings * self.count), self.count - len(points))
+        if around <= 0 or not scene.train:
+            return points, colors, 0.0
+        start = time.perf_counter()
+        more, their_colors = surroundings(scene, points, around, generator)
+        return torch.cat([points, more]), torch.cat([colors, their_colors]), time.perf_counter() - start
 
     def _grid_points(
         self, scene: Scene, seed: int, device: torch.device, budget: Budget

@@ -52,6 +52,7 @@ class Capture:
     shots: tuple[Shot, ...]  # in sorted order of their names
     to_world: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))  # similarity: to user's units
     splits_stated: bool = False  # the data set says which views are held out
+    first_held_out: int = 0  # otherwise: which of each ``LoadOptions.hold_out`` views
     placement: Placement | None = None  # where the content is, if the files say so
     unit_sphere: bool = False  # poses put the object into the unit sphere already (IDR, NeuS)
     points: Tensor | None = None  # (N, 3) float64, the data set's frame
@@ -159,7 +160,8 @@ def _hold_out(capture: Capture, every: int) -> list[Shot]:
     shots = list(capture.shots)
     if capture.splits_stated or every < 1 or any(s.split is not Split.TRAIN for s in shots):
         return shots
-    return [replace(s, split=Split.TEST) if i % every == 0 else s for i, s in enumerate(shots)]
+    first = capture.first_held_out % every
+    return [replace(s, split=Split.TEST) if i % every == first else s for i, s in enumerate(shots)]
 
 
 def _remaining(shot: Shot, options_downscale: int) -> int:

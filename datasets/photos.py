@@ -1,6 +1,7 @@
 """Photographs or a video without poses, once ``polyfield process`` has found some: DIR/polyfield, CLIP.polyfield.
 
-The model there is COLMAP's and is read as such; names in it start from ``images``, or from the folder itself.
+The model there is COLMAP's and is read as such; names in it start from ``images``, or from the folder itself. Held out
+is the middle one of every so many photographs: no other may see what the two ends of somebody's walk do.
 """
 
 from __future__ import annotations
@@ -59,5 +60,6 @@ def read(root: Path, options: LoadOptions) -> Capture:
         capture,
         format=f"photographs, with poses from {folder}",
         name=root.name if root.is_dir() else root.stem,
+        first_held_out=min(options.hold_out, len(capture.shots)) // 2,  # what the first sees, often no other does
         warnings=(*changed, *report.warnings, *capture.warnings),
     )

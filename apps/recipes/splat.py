@@ -60,6 +60,11 @@ class ControlConfig:
     """Share of the budget after the last."""
     min_opacity: float = 0.005
     growth: float = 1.05
+    """More Gaussians each time, as a factor, unless ``full`` asks for more."""
+    full: float = 0.5
+    """Share of the budget by which ``max_gaussians`` is reached, however few there were at the beginning."""
+    most_growth: float = 1.5
+    """The largest factor."""
     noise: float = 5e5
     """Of the means' rate, per step."""
     reorder_every: int = 1000
@@ -209,12 +214,18 @@ class Config:
         if job.step % self.control.reorder_every == 0:
             density_control.reorder(job.field, job.optimizer, job.renderer.statistics)
 
+    def _growth(self, report: Report) -> float:
+        """By what factor to grow now: as often as up to ``full``, at the pace so far, makes ``most`` of them."""
+        c, count = self.control, max(1, len(report.job.field))  # type: ignore[arg-type]
+        left = (c.full - report.spent) / max(report.spent, 1e-9) * report.job.step / c.every
+        return min(max(c.growth, (self.most / count) ** (1 / max(1.0, left))), c.most_growth) if left > 0 else c.growth
+
     def control_density(self, report: Report) -> None:
         job, c = report.job, self.control
         assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
         if c.begin <= report.spent < c.end and job.step % c.every == 0:
             density_control.relocate(job.field, job.optimizer, job.generator, min_opacity=c.min_opacity)
-            density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=c.growth)
+            density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=self._growth(report))
         if job.step % c.noise_every == 0:
             amount = c.noise * self.rates.means * 0.01**report.spent
             density_control.shake(job.field, job.generator, amount * c.noise_every**0.5)
