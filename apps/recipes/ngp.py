@@ -22,6 +22,7 @@ from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.normal import Normal
 from ...renderers.losses.opacity import Opacity
 from ...renderers.losses.photometric import Photometric
+from ...renderers.losses.s3im import S3im
 from ...renderers.opacity import density
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
@@ -35,7 +36,7 @@ from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
 from ..march_pace import MarchPace
 from ..run import SceneFacts
-from ..supervision import needed
+from ..supervision import known_points, needed
 
 
 class Background(Enum):
@@ -96,6 +97,7 @@ class Config:
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
+    s3im: S3im = S3im()
     distortion: Distortion = Distortion(weight=1e-3)
     opacity: Opacity = Opacity()
     depth: Depth = Depth()
@@ -130,7 +132,7 @@ class Config:
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """What the fit makes small, by name."""
-        names = ("photometric", "distortion", "opacity", "depth")
+        names = ("photometric", "s3im", "distortion", "opacity", "depth")
         return {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}
 
     def prepare(self, scene: Scene) -> Scene:
@@ -183,6 +185,7 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            known=known_points(losses, scene, model.bounds, device),
             average=Average(model) if self.average_every else None,
             parts=parts,
             generator=torch.Generator(device).manual_seed(seed + 3),
