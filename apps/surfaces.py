@@ -12,6 +12,7 @@ from torch import nn
 
 from ..datasets.scene import Scene
 from ..fields.encodings import HashGridConfig
+from ..fields.gradient_kinds import Gradients
 from ..fields.grid_distance import GridDistance
 from ..fields.signed_distance import SignedDistanceConfig
 from ..renderers.losses.curvature import Curvature
@@ -27,6 +28,8 @@ from .first_distance import FirstDistance
 from .fit import Budget
 from .recipes import ngp
 from .run import SceneFacts
+
+PATCH = 3  # pixels a side, as published
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class SurfaceConfig(ngp.Config):
     average_every: int = 0
     first: FirstDistance = FirstDistance()
     """Where the fit begins."""
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of what is drawn together: of directional gradients, patches."""
+        return PATCH if self.field.gradients is Gradients.DIRECTIONAL else 1
 
     def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """At the surfaces of a quick hash-grid fit."""

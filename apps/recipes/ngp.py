@@ -10,7 +10,7 @@ import torch
 
 from ...datasets.scene import Scene
 from ...fields.average import Average
-from ...fields.encodings import HashGridConfig
+from ...fields.encodings import HashGridConfig, others
 from ...fields.optimizer import Adam
 from ...fields.radiance_grid import RadianceGrid, RadianceGridConfig
 from ...geometry.occupancy import OccupancyGrid
@@ -126,6 +126,11 @@ class Config:
             march = replace(march, cone_angle=1 / 256)
         return model, VolumeRenderer(occupancy, self.build_law(), self._background(facts.has_alpha), march).to(device)
 
+    @property
+    def patch(self) -> int:
+        """Pixels a side of what is drawn together."""
+        return 1
+
     def build_law(self) -> OpacityLaw:
         """What turns the field's values into alphas."""
         return density
@@ -149,13 +154,13 @@ class Config:
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
+        renderer.patch = self.patch
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
-        networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
             model.encoding.group(),
-            {"params": networks, "weight_decay": o.network_weight_decay},
+            {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
         if extra := list(renderer.parameters()):
             groups.append({"params": extra, "lr": rate * 0.3})
@@ -171,12 +176,14 @@ class Config:
             known |= {"image_points"}
         if poses is not None:
             losses["poses"] = poses.prior
-        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device, needed=known)
+        batches = PixelBatches(
+            scene.train, near=scene.near, seed=seed + 2, device=device, needed=known, patch=renderer.patch
+        )
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
         parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
-        if poses is not None:
-            parts["coarse_to_fine"] = CoarseToFine(model.encoding, optimizer, self.coarse_to_fine)
+        if poses is not None or hasattr(model, "difference"):
+            parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
             field=model,
             renderer=renderer,
@@ -207,7 +214,7 @@ class Config:
         pace(report)
 
     def set_levels(self, report: Report) -> None:
-        """Let another level of the hash grid learn, where cameras move."""
+        """Let another level of the hash grid learn, where cameras move or differences shrink."""
         part = report.job.parts.get("coarse_to_fine")
         if part is not None:
             assert isinstance(part, CoarseToFine)

@@ -11,7 +11,8 @@ import torch
 
 from ...datasets.scene import LoadOptions, Scene
 from ...datasets.shape import load_shape, surface_of, truth_of
-from ...fields.encodings import HashGridConfig
+from ...fields.encodings import HashGridConfig, others
+from ...fields.gradient_kinds import Gradients
 from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
 from ...fields.optimizer import Adam
@@ -92,6 +93,12 @@ class Config:
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GridDistance, PointRenderer]:
         """An unfitted field, and what asks it at points."""
         config = self.distances if self.signed else self.unsigned
+        if config.gradients is Gradients.DIRECTIONAL:
+            option = "--distances.gradients" if self.signed else "--unsigned.gradients"
+            raise UserError(
+                f"fit: {option}: expected analytic or finite, got directional, which is along the rays of photographs; "
+                "choose one of them"
+            )
         gradients = (
             self.eikonal.weight != 0 or self.curvature.weight != 0 or (self.slope.weight != 0 and not self.signed)
         )
@@ -107,10 +114,9 @@ class Config:
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         o = self.optimizer
-        networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
             model.encoding.group(),
-            {"params": networks, "weight_decay": o.network_weight_decay},
+            {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
         groups = [{"final_fraction": o.final_fraction, **group} for group in groups]
         names = ("distance", "eikonal", "curvature", "sparsity")
