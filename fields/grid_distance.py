@@ -1,8 +1,8 @@
-"""What distances on a grid share, signed or not: a base shape, a network on top of it, and colours.
+"""What distances share, signed or not: a base shape, a network on top of an encoding, and colours.
 
-    raw(x) = base(x) + network(hash_grid(x), x)[0]
+    raw(x) = base(x) + network(encoding(x), x)[0]
 
-A field says what its base is (what it begins as: the tables begin near zero, and the network's last layer at zero) and
+A field says what its base is (what it begins as: features begin near zero, and the network's last layer at zero) and
 what it makes of ``raw``. Colours, if it has any, are a network's of the view direction, the normal, the place and what
 the first network leaves besides the distance.
 
@@ -12,6 +12,7 @@ Source: Müller et al., "Instant Neural Graphics Primitives", 2022.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,31 @@ from torch import Tensor, nn
 from ..cuda.native import CPU
 from ..cuda.sh_basis import sh_basis
 from ..geometry.types import Aabb
+from .cp_grid import CpGridConfig
+from .dense_grid import DenseGridConfig
+from .encoding_kinds import EncodingKind
 from .encodings import Encoding, HashGridConfig, contract
+from .fourier import FourierConfig
 from .gradient_kinds import Differences, Gradients, around, central_differences
 from .networks import MlpConfig
+from .no_encoding import NoEncodingConfig
 from .protocols import FieldOutput
+from .tri_plane import TriPlaneConfig
+from .vm_grid import VmGridConfig
 
 
 @dataclass(frozen=True)
 class GridDistanceConfig:
-    """Sizes of the hash grid and of the networks."""
+    """The encoding, and sizes of it and of the networks."""
 
+    encoding: EncodingKind = EncodingKind.HASH
     grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(levels=8, features=4, log2_size=17))
+    """Of the hash grid."""
+    dense: DenseGridConfig = DenseGridConfig()
+    tri_plane: TriPlaneConfig = TriPlaneConfig()
+    vm: VmGridConfig = VmGridConfig()
+    cp: CpGridConfig = CpGridConfig()
+    fourier: FourierConfig = FourierConfig()
     network: MlpConfig = MlpConfig(width=64, hidden_layers=1)
     color: MlpConfig | None = MlpConfig(width=64, hidden_layers=2)
     """Network of the colours; None = a shape without."""
@@ -44,6 +59,19 @@ class GridDistanceConfig:
     radius: float = 0.5
     """Of the sphere that it begins as, as a share of the bounds' smallest half extent."""
 
+    def build_encoding(self) -> Encoding:
+        """The encoding that was chosen."""
+        made: dict[EncodingKind, Any] = {
+            EncodingKind.HASH: self.grid,
+            EncodingKind.DENSE: self.dense,
+            EncodingKind.TRI_PLANE: self.tri_plane,
+            EncodingKind.VM: self.vm,
+            EncodingKind.CP: self.cp,
+            EncodingKind.FOURIER: self.fourier,
+            EncodingKind.NONE: NoEncodingConfig(),
+        }
+        return made[self.encoding].build()
+
 
 class GridDistance(nn.Module):
     """Distances over ``bounds``, in scene units; outside, features are those of the nearest point of them."""
@@ -56,7 +84,7 @@ class GridDistance(nn.Module):
     def __init__(self, config: GridDistanceConfig, bounds: Aabb, device: torch.device = CPU) -> None:
         super().__init__()
         self.config = config
-        self.encoding: Encoding = config.grid.build()
+        self.encoding: Encoding = config.build_encoding()
         self.network = config.network.build(self.encoding.out_channels + 3, config.geometry_features, biases=True)
         with torch.no_grad():
             self.network.weights[-1][0].zero_()
