@@ -28,7 +28,10 @@ def _pixel_centers(camera: Camera) -> Tensor:
 
 
 class PixelBatches:
-    """Draws ``rays`` random training pixels, on ``device``; what is ``needed`` of depths, normals, image_points too."""
+    """Draws ``rays`` random training pixels, on ``device``; what is ``needed`` of depths, normals, image_points too.
+
+    With ``patch`` > 1, patches of so many pixels a side, row by row: as many as ``rays`` has room for.
+    """
 
     def __init__(
         self,
@@ -39,10 +42,16 @@ class PixelBatches:
         seed: int = 0,
         device: torch.device = CPU,
         needed: Collection[str] = (),
+        patch: int = 1,
     ) -> None:
         if not frames:
             raise ValueError("fit: scene: expected at least one training view, got none; check the split")
-        self.near, self.rays, self.device = near, rays, device
+        self.near, self.rays, self.device, self.patch = near, rays, device, patch
+        smallest = min(min(f.camera.width, f.camera.height) for f in frames)
+        if patch > smallest:
+            raise ValueError(
+                f"fit: photographs: expected {patch} pixels a side at least, got {smallest}; lower --downscale"
+            )
         lenses: dict[object, int] = {}
         directions: list[Tensor] = []
         first: list[int] = []  # where a frame's lens starts in the table of directions
@@ -96,8 +105,8 @@ class PixelBatches:
 
     def draw(self) -> tuple[Rays, Pixels, Tensor]:
         """``rays`` pixels, uniformly over all pixels of all views, and the number of each one's frame (R,)."""
-        rays = self.rays
-        pixel = torch.randint(self.count, (rays,), generator=self.generator, device=self.storage)
+        pixel = self._pixels()
+        rays = len(pixel)
         camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
         within = pixel - self.pixel_offsets[camera]
         local = self.directions.index_select(0, self.lens_offsets[camera] + within)
@@ -117,6 +126,25 @@ class PixelBatches:
         normals = None if target.normals is None else target.normals.float()
         target = replace(target, colors=_unit(target.colors), alphas=_unit(target.alphas), normals=normals)
         return view, target, view.camera_indices
+
+    def _pixels(self) -> Tensor:
+        """Numbers (R,) of pixels in the row of all photographs."""
+        area = self.patch * self.patch
+        draws = max(1, self.rays // area)
+        pixel = torch.randint(self.count, (draws,), generator=self.generator, device=self.storage)
+        if self.patch == 1:
+            return pixel
+        camera = torch.searchsorted(self.pixel_offsets, pixel, right=True) - 1
+        width, height = self.sizes[camera].unbind(1)
+        begin = self.pixel_offsets[camera]
+        within = pixel - begin
+        x, y = torch.minimum(within % width, width - self.patch), torch.minimum(within // width, height - self.patch)
+        row, column = (
+            torch.arange(area, device=self.storage) // self.patch,
+            torch.arange(area, device=self.storage) % self.patch,
+        )
+        corner = begin + y * width + x
+        return (corner[:, None] + row * width[:, None] + column).view(-1)
 
     def _image_points(self, camera: Tensor, within: Tensor) -> Tensor:
         size = self.sizes[camera]

@@ -74,6 +74,7 @@ class Job:
     average: Average | None = None
     drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
+    known: Points | None = None  # places that the data knows to lie on surfaces, for losses that ask for them
     step: int = 0
     elapsed: float = 0.0
     idle: float = 0.0  # seconds that a callable after a step waited for the user: not counted in ``elapsed``
@@ -181,7 +182,7 @@ def _one_step(job: Job, spent: float) -> Report:
         assert render.pixels.colors is not None
         exposed = job.exposure(render.pixels.colors, frames, view)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
-    step = Step(job.step, job.field, view, render, target, frames, spent)
+    step = Step(job.step, job.field, view, render, target, frames, spent, job.known)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

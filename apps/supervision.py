@@ -4,23 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from ..datasets.scene import Scene
+from ..geometry.types import Aabb, Points
 from ..renderers.protocols import Loss
+from .devices import CPU
 from .errors import UserError
 
 SOURCES = {"depths": "depth_file_path", "normals": "normal_file_path"}  # in transforms.json
+STORED = frozenset(SOURCES)  # colours and alphas are handed out in any case
 
 
 def needed(losses: Mapping[str, Loss], scene: Scene) -> frozenset[str]:
-    """The names of the ``Pixels`` that these losses compare (their ``needs``).
+    """The names of the ``Pixels`` that these losses compare: their ``needs``, and those of ``needs_any`` that exist.
 
     Raises UserError if a loss compares what no training view has.
     """
     names = {name: loss.needs for name, loss in losses.items() if hasattr(loss, "needs")}
+    found = {what for name, loss in losses.items() for what in _any_of(name, loss, scene) if what in STORED}
     for option, what in names.items():
         if all(getattr(frame, what) is None for frame in scene.train):
             raise UserError(
                 f"fit: --{option}.weight: expected {what} in a training view at least, {scene.name} has none; name "
                 f"them by {SOURCES[what]} in transforms.json, or leave the option out"
             )
-    return frozenset(names.values())
+    return frozenset(names.values()) | found
+
+
+def _any_of(name: str, loss: Loss, scene: Scene) -> set[str]:
+    """Which of what ``needs_any`` names some training view has. Raises UserError for none."""
+    wanted: tuple[str, ...] = getattr(loss, "needs_any", ())
+    found = {what for what in wanted if any(getattr(frame, what) is not None for frame in scene.train)}
+    if wanted and not found:
+        raise UserError(
+            f"fit: --{_option(name)}.weight: expected {' or '.join(wanted)} in a training view at least, {scene.name} "
+            "has none; name depths by depth_file_path in transforms.json, take masks for alpha with --masks alpha, or "
+            "leave the option out"
+        )
+    return found
+
+
+def known_points(losses: Mapping[str, Loss], scene: Scene, bounds: Aabb, device: torch.device) -> Points | None:
+    """The scene's points in ``bounds``, if a loss needs them. Raises UserError if it has none there."""
+    asking = [name for name, loss in losses.items() if getattr(loss, "needs_scene", None) == "points"]
+    if not asking:
+        return None
+    low, high = bounds.low.to(CPU), bounds.high.to(CPU)
+    inside = None if scene.points is None else Aabb(low, high).contains(scene.points.to(CPU))
+    if scene.points is None or inside is None or not bool(inside.any()):
+        raise UserError(
+            f"fit: --{_option(asking[0])}.weight: expected points in the fitted space, {scene.name} has none; a COLMAP "
+            "model or ply_file_path in transforms.json has them, or leave the option out"
+        )
+    normals = None if scene.point_normals is None else scene.point_normals[inside].float()
+    return Points(scene.points[inside].float(), normals=normals).to(device)
+
+
+def _option(name: str) -> str:
+    """How the command line calls a loss."""
+    return name.replace("_", "-")

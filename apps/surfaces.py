@@ -12,17 +12,24 @@ from torch import nn
 
 from ..datasets.scene import Scene
 from ..fields.encodings import HashGridConfig
+from ..fields.gradient_kinds import Gradients
 from ..fields.grid_distance import GridDistance
 from ..fields.signed_distance import SignedDistanceConfig
+from ..renderers.losses.curvature import Curvature
 from ..renderers.losses.distortion import Distortion
 from ..renderers.losses.eikonal import Eikonal
+from ..renderers.losses.free_space import FreeSpace
 from ..renderers.losses.opacity import Opacity
+from ..renderers.losses.sparsity import Sparsity
+from ..renderers.losses.surface_points import SurfacePoints
 from ..renderers.protocols import Loss
 from ..renderers.volume import MarchConfig
 from .first_distance import FirstDistance
 from .fit import Budget
 from .recipes import ngp
 from .run import SceneFacts
+
+PATCH = 3  # pixels a side, as published
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,21 @@ class SurfaceConfig(ngp.Config):
     march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     optimizer: ngp.OptimizerConfig = ngp.OptimizerConfig(learning_rate=1e-2, final_fraction=0.05)
     eikonal: Eikonal = Eikonal(weight=0.1)
+    curvature: Curvature = Curvature()
+    sparsity: Sparsity = Sparsity()
+    free_space: FreeSpace = FreeSpace()
+    surface_points: SurfacePoints = SurfacePoints()
     distortion: Distortion = Distortion(weight=0.0)
     opacity: Opacity = Opacity(weight=0.1)
     """Against the photographs' alpha, where they have any."""
     average_every: int = 0
     first: FirstDistance = FirstDistance()
     """Where the fit begins."""
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of what is drawn together: of directional gradients, patches."""
+        return PATCH if self.field.gradients is Gradients.DIRECTIONAL else 1
 
     def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """At the surfaces of a quick hash-grid fit."""
@@ -56,4 +72,5 @@ class SurfaceConfig(ngp.Config):
         losses = super().build_losses(facts)
         if not facts.has_alpha:
             losses.pop("opacity", None)
-        return losses | ({"eikonal": self.eikonal} if self.eikonal.weight != 0 else {})
+        names = ("eikonal", "curvature", "sparsity", "free_space", "surface_points")
+        return losses | {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}

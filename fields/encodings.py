@@ -1,4 +1,4 @@
-"""Encodings with parameters: a module whose ``forward`` turns points in the unit cube into features.
+"""Encodings: modules whose ``forward`` turns points in the unit cube into features. What each promises is ``Encoding``.
 
 ``HashGrid``: multiresolution hash tables (Müller et al., "Instant Neural Graphics Primitives", 2022).
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..cuda.hash_encoding import HashLayout, hash_encode, hash_encode_with_gradient
 from ..cuda.hash_slopes import hash_slopes
@@ -35,7 +36,59 @@ class HashGridConfig:
         return HashGrid(self)
 
 
-class HashGrid(nn.Module):
+class Encoding(nn.Module):
+    """points (N, 3) in [0, 1] -> (N, out_channels).
+
+    Differentiable in points and parameters; so are derivatives by the points, which are results of their own: a loss on
+    them needs no double backward. All parameters are the optimizer's sparse group.
+    """
+
+    out_channels: int
+    resolutions: tuple[int, ...]  # cells along an edge of the bounds, coarse to fine: what finite differences go by
+
+    def group(self) -> dict[str, Any]:
+        """What ``polyfield.fields.optimizer.Adam`` has to know of the parameters."""
+        return {"params": list(self.parameters()), "sparse": True}
+
+    def refresh(self) -> None:
+        """After parameters were written by anything but the optimizer that knows of them."""
+
+    def with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) and their derivatives (N, C, 3) by the points."""
+        raise NotImplementedError
+
+    def slopes(self, points: Tensor, slopes: Tensor) -> Tensor:
+        """How what changes with the features by ``slopes`` (N, C) changes with points (N, 3); these get no gradient."""
+        return contract(slopes, self.with_gradient(points)[1])
+
+
+def others(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a field that are not its encoding's."""
+    own = {id(p) for p in model.encoding.parameters()}  # type: ignore[union-attr]
+    return [p for p in model.parameters() if id(p) not in own]
+
+
+class _Contract(torch.autograd.Function):
+    """What torch's own does backward takes four times as long."""
+
+    @staticmethod
+    def forward(ctx, slopes, jacobian):
+        ctx.save_for_backward(slopes, jacobian)
+        return torch.bmm(slopes[:, None], jacobian)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        slopes, jacobian = ctx.saved_tensors
+        return torch.bmm(jacobian, grad[:, :, None])[:, :, 0], slopes[:, :, None] * grad[:, None]
+
+
+def contract(slopes: Tensor, jacobian: Tensor) -> Tensor:
+    """slopes (N, C), jacobian (N, C, D) -> (N, D): their sum over channels. Differentiable (once) in both."""
+    return _Contract.apply(slopes, jacobian)
+
+
+class HashGrid(Encoding):
     """points (N, 3) in [0, 1] -> (N, levels * features). Constant outside of the unit cube.
 
     The table's gradient is accumulated in ``table.grad`` in place: an optimizer that keeps that buffer
@@ -53,14 +106,11 @@ class HashGrid(nn.Module):
             base_resolution=config.base_resolution,
             finest_resolution=config.finest_resolution,
         )
+        self.out_channels, self.resolutions = self.layout.out_channels, self.layout.resolutions
         table = prefer_large_pages(torch.empty(self.layout.entries, config.features))
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4))
         half = prefer_large_pages(table.to(torch.bfloat16)) if config.half else None
         self.register_buffer("half_table", half, persistent=False)
-
-    @property
-    def out_channels(self) -> int:
-        return self.layout.out_channels
 
     def group(self) -> dict[str, Any]:
         """What ``polyfield.fields.optimizer.Adam`` has to know of the table: sparse, and with a half copy, if any."""

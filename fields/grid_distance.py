@@ -1,8 +1,8 @@
-"""What distances on a hash grid share, signed or not: a base shape, a network on top of it, and colours.
+"""What distances share, signed or not: a base shape, a network on top of an encoding, and colours.
 
-    raw(x) = base(x) + network(hash_grid(x), x)[0]
+    raw(x) = base(x) + network(encoding(x), x)[0]
 
-A field says what its base is (what it begins as: the tables begin near zero, and the network's last layer at zero) and
+A field says what its base is (what it begins as: features begin near zero, and the network's last layer at zero) and
 what it makes of ``raw``. Colours, if it has any, are a network's of the view direction, the normal, the place and what
 the first network leaves besides the distance.
 
@@ -12,24 +12,39 @@ Source: Müller et al., "Instant Neural Graphics Primitives", 2022.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..cuda.native import CPU
 from ..cuda.sh_basis import sh_basis
 from ..geometry.types import Aabb
-from .encodings import HashGridConfig
+from .cp_grid import CpGridConfig
+from .dense_grid import DenseGridConfig
+from .encoding_kinds import EncodingKind
+from .encodings import Encoding, HashGridConfig, contract
+from .fourier import FourierConfig
+from .gradient_kinds import Differences, Gradients, around, central_differences
 from .networks import MlpConfig
+from .no_encoding import NoEncodingConfig
 from .protocols import FieldOutput
+from .tri_plane import TriPlaneConfig
+from .vm_grid import VmGridConfig
 
 
 @dataclass(frozen=True)
 class GridDistanceConfig:
-    """Sizes of the hash grid and of the networks."""
+    """The encoding, and sizes of it and of the networks."""
 
+    encoding: EncodingKind = EncodingKind.HASH
     grid: HashGridConfig = field(default_factory=lambda: HashGridConfig(levels=8, features=4, log2_size=17))
+    """Of the hash grid."""
+    dense: DenseGridConfig = DenseGridConfig()
+    tri_plane: TriPlaneConfig = TriPlaneConfig()
+    vm: VmGridConfig = VmGridConfig()
+    cp: CpGridConfig = CpGridConfig()
+    fourier: FourierConfig = FourierConfig()
     network: MlpConfig = MlpConfig(width=64, hidden_layers=1)
     color: MlpConfig | None = MlpConfig(width=64, hidden_layers=2)
     """Network of the colours; None = a shape without."""
@@ -39,23 +54,23 @@ class GridDistanceConfig:
     """Highest spherical-harmonics band of the view direction, 0 to 4."""
     bfloat16: bool | None = None
     """Products of the colours' network in bfloat16; None = where the device has it. Distances are always in float32."""
+    gradients: Gradients = Gradients.ANALYTIC
+    """What the distance's spatial gradient comes from."""
     radius: float = 0.5
     """Of the sphere that it begins as, as a share of the bounds' smallest half extent."""
 
-
-class _Contract(torch.autograd.Function):
-    """(N, C) and (N, C, 3) -> (N, 3): sum over channels. What torch's own does backward takes four times as long."""
-
-    @staticmethod
-    def forward(ctx, slopes, jacobian):
-        ctx.save_for_backward(slopes, jacobian)
-        return torch.bmm(slopes[:, None], jacobian)[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        slopes, jacobian = ctx.saved_tensors
-        return torch.bmm(jacobian, grad[:, :, None])[:, :, 0], slopes[:, :, None] * grad[:, None]
+    def build_encoding(self) -> Encoding:
+        """The encoding that was chosen."""
+        made: dict[EncodingKind, Any] = {
+            EncodingKind.HASH: self.grid,
+            EncodingKind.DENSE: self.dense,
+            EncodingKind.TRI_PLANE: self.tri_plane,
+            EncodingKind.VM: self.vm,
+            EncodingKind.CP: self.cp,
+            EncodingKind.FOURIER: self.fourier,
+            EncodingKind.NONE: NoEncodingConfig(),
+        }
+        return made[self.encoding].build()
 
 
 class GridDistance(nn.Module):
@@ -64,11 +79,12 @@ class GridDistance(nn.Module):
     signed: bool
     bounds_low: Tensor
     bounds_high: Tensor
+    difference: Tensor  # () by which points are shifted for finite differences, as a share of the bounds
 
     def __init__(self, config: GridDistanceConfig, bounds: Aabb, device: torch.device = CPU) -> None:
         super().__init__()
         self.config = config
-        self.encoding = config.grid.build()
+        self.encoding: Encoding = config.build_encoding()
         self.network = config.network.build(self.encoding.out_channels + 3, config.geometry_features, biases=True)
         with torch.no_grad():
             self.network.weights[-1][0].zero_()
@@ -78,6 +94,8 @@ class GridDistance(nn.Module):
         )
         self.register_buffer("bounds_low", bounds.low.clone())
         self.register_buffer("bounds_high", bounds.high.clone())
+        if config.gradients is Gradients.FINITE:
+            self.register_buffer("difference", torch.tensor(1 / self.encoding.resolutions[-1]))
         self.to(device)  # made on the CPU: the same first values everywhere
 
     @property
@@ -96,35 +114,64 @@ class GridDistance(nn.Module):
         """raw (N,) -> distances (N,), and their derivative by it; None: 1."""
         return raw, None
 
-    def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
+    def query(
+        self, points: Tensor, directions: Tensor | None = None, *, gradients: bool | Differences = False
+    ) -> FieldOutput:
         """Distances at points (N, 3); colours if directions (N, 3); gradients (N, 3) with colours or if asked for.
 
-        Gradients are analytic, and differentiable by the parameters as distances are: a loss on them needs no double
-        backward.
+        Gradients are what ``config.gradients`` says, or what a callable makes of the distances. They are differentiable
+        by the parameters as distances are: a loss on them needs no double backward.
         """
-        unit = self.bounds.normalize(points)
+        if gradients is False and directions is None:
+            values, geometry = self._values(points)
+            return FieldOutput(values, features=geometry)
+        if callable(gradients):
+            values, geometry = self._values(points)
+            gradient = gradients(values)
+        else:
+            finite = self.config.gradients is Gradients.FINITE
+            values, gradient, geometry = self._finite(points) if finite else self._analytic(points)
+        colors = None if directions is None else self._color(directions, gradient, self._place(points), geometry)
+        return FieldOutput(values, gradient, colors, geometry)
+
+    def _place(self, points: Tensor) -> Tensor:
+        """(N, 3) in [-1, 1]^3."""
+        return 2 * self.bounds.normalize(points) - 1
+
+    def _from_sphere(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Away from the middle (N, 3), how far (N,), and the distance from the first sphere (N,)."""
         away = points - (self.bounds_low + self.bounds_high) / 2
         length = away.norm(dim=-1).clamp(min=1e-12)
-        base, base_slope = self.base(length - self.config.radius * self.bounds.extent.amin() / 2)
-        place = 2 * unit - 1
-        if not gradients and directions is None:
-            geometry = self.network(torch.cat([self.encoding(unit), place], -1))
-            return FieldOutput(self.shape(base + geometry[:, 0])[0], features=geometry)
+        return away, length, length - self.config.radius * self.bounds.extent.amin() / 2
+
+    def _values(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances (N,), and all that the network says (N, G)."""
+        base, _ = self.base(self._from_sphere(points)[2])
+        unit = self.bounds.normalize(points)
+        geometry = self.network(torch.cat([self.encoding(unit), 2 * unit - 1], -1))
+        return self.shape(base + geometry[:, 0])[0], geometry
+
+    def _finite(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances, central differences (N, 3), and all that the network says."""
+        steps = self.difference * self.bounds.extent
+        values, geometry = self._values(around(points, steps))
+        return values[: len(points)], central_differences(values, steps), geometry[: len(points)]
+
+    def _analytic(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances, their gradients (N, 3), and all that the network says, from one pass."""
+        away, length, from_sphere = self._from_sphere(points)
+        base, base_slope = self.base(from_sphere)
+        unit = self.bounds.normalize(points)
         moving = unit.requires_grad and torch.is_grad_enabled()
         features, jacobian = self.encoding.with_gradient(unit) if moving else (self.encoding(unit), None)
-        geometry, slopes = self.network.with_gradient(torch.cat([features, place], -1))
+        geometry, slopes = self.network.with_gradient(torch.cat([features, 2 * unit - 1], -1))
         of_features = slopes[:, :-3]
-        by_features = (
-            self.encoding.slopes(unit, of_features) if jacobian is None else _Contract.apply(of_features, jacobian)
-        )
+        by_features = self.encoding.slopes(unit, of_features) if jacobian is None else contract(of_features, jacobian)
         by_unit = by_features + 2 * slopes[:, -3:]
         scale = 1 / length if base_slope is None else base_slope / length
         gradient = by_unit / self.bounds.extent + away * scale[:, None]
         values, slope = self.shape(base + geometry[:, 0])
-        if slope is not None:
-            gradient = gradient * slope[:, None]
-        colors = None if directions is None else self._color(directions, gradient, place, geometry)
-        return FieldOutput(values, gradient, colors, geometry)
+        return values, gradient if slope is None else gradient * slope[:, None], geometry
 
     def facing(self, gradient: Tensor, directions: Tensor) -> Tensor:
         """(N, 3) normals that colours go by, from gradients (N, 3) and view directions (N, 3)."""

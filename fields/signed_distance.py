@@ -1,6 +1,6 @@
-"""A signed distance on a hash grid: negative inside, positive outside, zero on the surface.
+"""A signed distance on a grid: negative inside, positive outside, zero on the surface.
 
-    f(x) = |x - c| - r + network(hash_grid(x), x)[0]
+    f(x) = |x - c| - r + network(encoding(x), x)[0]
 
 The first two terms are a sphere, which is what the field begins as.
 
@@ -20,7 +20,7 @@ from .grid_distance import GridDistance, GridDistanceConfig
 
 @dataclass(frozen=True)
 class SignedDistanceConfig(GridDistanceConfig):
-    """Sizes of the hash grid and of the network."""
+    """The encoding, and sizes of it and of the networks."""
 
     def build(self, bounds: Aabb, device: torch.device = CPU) -> SignedDistance:
         return SignedDistance(self, bounds, device)

@@ -1,6 +1,6 @@
-"""An unsigned distance on a hash grid: zero on the surface, positive on both of its sides, so surfaces may be open.
+"""An unsigned distance on a grid: zero on the surface, positive on both of its sides, so surfaces may be open.
 
-    f(x) = head(||x - c| - r| + network(hash_grid(x), x)[0])
+    f(x) = head(||x - c| - r| + network(encoding(x), x)[0])
 
 The first term is the distance to a sphere (to the point c where r is 0), which is what the field begins as. It has no
 side: the sphere of a signed distance would leave a closed zero set behind, which an open surface has not. Two heads
@@ -35,7 +35,7 @@ class Head(Enum):
 
 @dataclass(frozen=True)
 class UnsignedDistanceConfig(GridDistanceConfig):
-    """Sizes of the hash grid and of the network."""
+    """The encoding, and sizes of it and of the networks."""
 
     head: Head = Head.CUT
 

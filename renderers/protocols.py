@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..fields.protocols import FieldOutput
@@ -46,6 +47,7 @@ class Step:
     target: Pixels
     frames: Tensor | None = None  # which photographs: a number () of one, or each ray's (R,)
     spent: float = 1.0  # share of the budget, 0 to 1: some losses begin later than others
+    known: Points | None = None  # places that the data knows to lie on surfaces
 
     @property
     def target_colors(self) -> Tensor:
@@ -58,6 +60,26 @@ class Step:
         if self.render.background is None:
             raise ValueError("photometric: render: expected a background for a target with alpha, got none")
         return colors * alphas[..., None] + self.render.background * (1 - alphas[..., None])
+
+    @property
+    def positions(self) -> Tensor:
+        """(S, 3) where the field was asked: at points, or in the middle of a ray's intervals; without a gradient."""
+        if isinstance(self.view, Points):
+            return self.view.positions.detach()
+        if self.render.samples is None or isinstance(self.view, Camera):
+            raise ValueError("positions: render: expected samples of rays, got none; use a ray-marching renderer")
+        return self.render.samples.positions(self.view.detach())
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Random numbers of a loss: the same ones whenever this step is taken, so that a fit can be resumed."""
+        return torch.Generator(device).manual_seed(self.index)
+
+    @staticmethod
+    def some(count: int, most: int, generator: torch.Generator) -> Tensor | slice:
+        """An index of ``most`` out of ``count``, at random; of all, where they are no more."""
+        if count <= most:
+            return slice(None)
+        return torch.randint(count, (most,), generator=generator, device=generator.device)
 
     def mean(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """values (*P,) -> (): their mean over the pixels that count, of those ``known`` (*P,) bool; 0 if none does."""

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cuda.compositing import composite, prune
+from ..cuda.compositing import composite, prune, prune_packed
 from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
 from ..fields.protocols import Field, FieldOutput
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
+from .patches import PatchDifferences, middle_rays, spread, with_neighbors
 from .protocols import Background, Opacity, Render
 
 
@@ -53,6 +54,7 @@ class VolumeRenderer(nn.Module):
         self.config = config
         self.generator = torch.Generator()  # on the device where rays are marched while fitting
         self.coarseness = 1.0  # while fitting, intervals are this much longer
+        self.patch = 1  # while fitting, rays come in patches of so many pixels a side, and their middle one is marched
 
     @property
     def device(self) -> torch.device:
@@ -142,12 +144,33 @@ class VolumeRenderer(nn.Module):
         limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
         return prune(self._alphas(rays, samples, values), samples, **limits)
 
+    def _patch_intervals(self, field: Field, rays: Rays) -> tuple[Samples, Samples, Tensor]:
+        """Visible intervals, which are those of the patches' middle rays; and what these met, with its values."""
+        middles = middle_rays(len(rays), self.patch, rays.origins.device)
+        some = rays[middles]
+        marched, values = self._march(field, some)
+        limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
+        packed = (marched.t_starts, marched.t_ends, marched.ray_offsets)
+        kept = prune_packed(self._alphas(some, marched, values), *packed, **limits)[0]
+        samples = spread(marched, with_neighbors(kept, marched), self.patch)
+        counts = torch.zeros(len(rays), dtype=torch.int32, device=middles.device)
+        counts[middles] = marched.ray_offsets.diff()
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0).int()])
+        owners = middles.int().index_select(0, marched.ray_indices)
+        return samples, replace(marched, ray_indices=owners, ray_offsets=offsets), values
+
     def _render_rays(self, field: Field, rays: Rays, normals: bool = False) -> Render:
         still = rays.detach()  # where intervals lie has no gradient; the points in them do, if the rays have
-        marched, marched_values = self._march(field, still)
-        samples = self._visible(still, marched, marched_values)
-        gradients = normals or self.opacity.needs_gradients
-        output = field.query(samples.positions(rays), samples.directions(rays), gradients=gradients)
+        if self.patch > 1 and self.training:
+            samples, marched, marched_values = self._patch_intervals(field, still)
+        else:
+            marched, marched_values = self._march(field, still)
+            samples = self._visible(still, marched, marched_values)
+        positions, directions = samples.positions(rays), samples.directions(rays)
+        gradients: bool | PatchDifferences = normals or self.opacity.needs_gradients
+        if self.patch > 1 and self.training:
+            gradients = PatchDifferences(samples, positions, directions, self.patch)
+        output = field.query(positions, directions, gradients=gradients)  # type: ignore[arg-type]
         alphas = self.opacity(output, rays, samples)
         middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
         values = {"depths": middles}

@@ -5,9 +5,13 @@ import pkgutil
 
 import pytest
 import torch
+from polyfield.fields.dense_grid import DenseGridConfig
+from polyfield.fields.encoding_kinds import EncodingKind
 from polyfield.fields.gaussian_init import from_points, random_points
 from polyfield.fields.gaussians import GaussianField
 from polyfield.fields.protocols import Field, FieldOutput
+from polyfield.fields.signed_distance import SignedDistanceConfig
+from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
 from polyfield.geometry import Aabb
 
 from polyfield import fields
@@ -41,7 +45,12 @@ def gaussians(bounds):
 
 
 CONFIGS = field_configs()
-BUILDS = {config.__name__: config().build for config in CONFIGS} | {"gaussians": gaussians}
+ENCODED = {
+    f"{config.__name__}-{kind.value}": config(encoding=kind, dense=DenseGridConfig(resolution=32)).build
+    for config in (SignedDistanceConfig, UnsignedDistanceConfig)
+    for kind in EncodingKind
+}
+BUILDS = {config.__name__: config().build for config in CONFIGS} | ENCODED | {"gaussians": gaussians}
 
 
 @pytest.fixture(params=BUILDS)

@@ -76,6 +76,44 @@ def slopes_step():
     return replace(made, view=Points(torch.zeros(S, 3), torch.linspace(-1, 1, S), up)), weights
 
 
+class Ball(torch.nn.Module):
+    """A dented sphere's distance, whose radius and dent are learned."""
+
+    bounds, signed = Aabb.cube(), True
+
+    def __init__(self):
+        super().__init__()
+        self.radius = torch.nn.Parameter(torch.tensor(0.5))
+        self.dent = torch.nn.Parameter(torch.tensor(0.1))
+
+    def query(self, points, directions=None, *, gradients=False):
+        length = points.norm(dim=-1)
+        values = length - self.radius + self.dent * torch.sin(9 * points[:, 0])
+        wave = torch.stack([9 * torch.cos(9 * points[:, 0]), 0 * length, 0 * length], -1)
+        slopes = points / length.clamp(min=1e-6)[:, None] + self.dent * wave
+        return FieldOutput(values, slopes if gradients else None)
+
+
+def field_step():
+    """Of a field that a loss asks anew, with points that lie on its surface."""
+    made, _ = step()
+    field = Ball()
+    rays = Rays(
+        torch.tensor([[-2.0, 0.1, 0.2]]).expand(R, 3),
+        torch.eye(3)[:1].expand(R, 3),
+        torch.zeros(R),
+        torch.full((R,), 9.0),
+    )
+    at = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(2)), dim=-1)
+    output = field.query(made.render.samples.positions(rays) * 0.1 + 0.05, gradients=True)
+    target = replace(made.target, alphas=torch.tensor([0.0, 0, 1, 1, 1, 0]), depths=torch.full((R,), 1.9))
+    render = replace(made.render, output=output)
+    known = Points(0.45 * at, normals=at)
+    return replace(made, field=field, view=rays, render=render, target=target, known=known, spent=0.1), list(
+        field.parameters()
+    )
+
+
 def primitives_step():
     """Of a field of Gaussians."""
     field = GaussianField(from_points(torch.eye(3), torch.eye(3)), Aabb.cube())
@@ -97,6 +135,10 @@ def surfels_step():
 
 
 STEPS = {
+    "Curvature": field_step,
+    "FreeSpace": field_step,
+    "Sparsity": field_step,
+    "SurfacePoints": field_step,
     "DepthDistortion": surfels_step,
     "Distance": shape_step,
     "Eikonal": distances_step,

@@ -10,7 +10,7 @@ import torch
 
 from ...datasets.scene import Scene
 from ...fields.average import Average
-from ...fields.encodings import HashGridConfig
+from ...fields.encodings import HashGridConfig, others
 from ...fields.optimizer import Adam
 from ...fields.radiance_grid import RadianceGrid, RadianceGridConfig
 from ...geometry.occupancy import OccupancyGrid
@@ -22,6 +22,7 @@ from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.normal import Normal
 from ...renderers.losses.opacity import Opacity
 from ...renderers.losses.photometric import Photometric
+from ...renderers.losses.s3im import S3im
 from ...renderers.opacity import density
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
@@ -35,7 +36,7 @@ from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
 from ..march_pace import MarchPace
 from ..run import SceneFacts
-from ..supervision import needed
+from ..supervision import known_points, needed
 
 
 class Background(Enum):
@@ -96,6 +97,7 @@ class Config:
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
+    s3im: S3im = S3im()
     distortion: Distortion = Distortion(weight=1e-3)
     opacity: Opacity = Opacity()
     depth: Depth = Depth()
@@ -124,13 +126,18 @@ class Config:
             march = replace(march, cone_angle=1 / 256)
         return model, VolumeRenderer(occupancy, self.build_law(), self._background(facts.has_alpha), march).to(device)
 
+    @property
+    def patch(self) -> int:
+        """Pixels a side of what is drawn together."""
+        return 1
+
     def build_law(self) -> OpacityLaw:
         """What turns the field's values into alphas."""
         return density
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """What the fit makes small, by name."""
-        names = ("photometric", "distortion", "opacity", "depth")
+        names = ("photometric", "s3im", "distortion", "opacity", "depth")
         return {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}
 
     def prepare(self, scene: Scene) -> Scene:
@@ -147,13 +154,13 @@ class Config:
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
+        renderer.patch = self.patch
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
-        networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
             model.encoding.group(),
-            {"params": networks, "weight_decay": o.network_weight_decay},
+            {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
         if extra := list(renderer.parameters()):
             groups.append({"params": extra, "lr": rate * 0.3})
@@ -169,12 +176,14 @@ class Config:
             known |= {"image_points"}
         if poses is not None:
             losses["poses"] = poses.prior
-        batches = PixelBatches(scene.train, near=scene.near, seed=seed + 2, device=device, needed=known)
+        batches = PixelBatches(
+            scene.train, near=scene.near, seed=seed + 2, device=device, needed=known, patch=renderer.patch
+        )
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
         parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
-        if poses is not None:
-            parts["coarse_to_fine"] = CoarseToFine(model.encoding, optimizer, self.coarse_to_fine)
+        if poses is not None or hasattr(model, "difference"):
+            parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
             field=model,
             renderer=renderer,
@@ -183,6 +192,7 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            known=known_points(losses, scene, model.bounds, device),
             average=Average(model) if self.average_every else None,
             parts=parts,
             generator=torch.Generator(device).manual_seed(seed + 3),
@@ -204,7 +214,7 @@ class Config:
         pace(report)
 
     def set_levels(self, report: Report) -> None:
-        """Let another level of the hash grid learn, where cameras move."""
+        """Let another level of the hash grid learn, where cameras move or differences shrink."""
         part = report.job.parts.get("coarse_to_fine")
         if part is not None:
             assert isinstance(part, CoarseToFine)

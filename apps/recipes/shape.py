@@ -11,16 +11,19 @@ import torch
 
 from ...datasets.scene import LoadOptions, Scene
 from ...datasets.shape import load_shape, surface_of, truth_of
-from ...fields.encodings import HashGridConfig
+from ...fields.encodings import HashGridConfig, others
+from ...fields.gradient_kinds import Gradients
 from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
 from ...fields.optimizer import Adam
 from ...fields.signed_distance import SignedDistanceConfig
 from ...fields.unsigned_distance import UnsignedDistanceConfig
 from ...geometry.types import Aabb
+from ...renderers.losses.curvature import Curvature
 from ...renderers.losses.distance import Distance
 from ...renderers.losses.eikonal import Eikonal
 from ...renderers.losses.slope import Slope
+from ...renderers.losses.sparsity import Sparsity
 from ...renderers.points import PointRenderer
 from ...renderers.protocols import Loss
 from ..devices import CPU
@@ -67,6 +70,8 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-2, final_fraction=0.01)
     distance: Distance = Distance()
     eikonal: Eikonal = Eikonal(weight=0.0)
+    curvature: Curvature = Curvature()
+    sparsity: Sparsity = Sparsity()
     rim: float = 0.2
     """Share of the surface's points that lie on the boundary of an open mesh, for unsigned distances."""
     slope: Slope = Slope()
@@ -88,7 +93,15 @@ class Config:
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GridDistance, PointRenderer]:
         """An unfitted field, and what asks it at points."""
         config = self.distances if self.signed else self.unsigned
-        gradients = self.eikonal.weight != 0 or (self.slope.weight != 0 and not self.signed)
+        if config.gradients is Gradients.DIRECTIONAL:
+            option = "--distances.gradients" if self.signed else "--unsigned.gradients"
+            raise UserError(
+                f"fit: {option}: expected analytic or finite, got directional, which is along the rays of photographs; "
+                "choose one of them"
+            )
+        gradients = (
+            self.eikonal.weight != 0 or self.curvature.weight != 0 or (self.slope.weight != 0 and not self.signed)
+        )
         return config.build(Aabb.cube(), device), PointRenderer(gradients=gradients).to(device)
 
     def prepare(self, scene: Scene) -> Scene:
@@ -101,13 +114,13 @@ class Config:
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         o = self.optimizer
-        networks = [p for p in model.parameters() if p is not model.encoding.table]
         groups = [
             model.encoding.group(),
-            {"params": networks, "weight_decay": o.network_weight_decay},
+            {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
         groups = [{"final_fraction": o.final_fraction, **group} for group in groups]
-        losses: dict[str, Loss] = {"distance": self.distance, "eikonal": self.eikonal}
+        names = ("distance", "eikonal", "curvature", "sparsity")
+        losses: dict[str, Loss] = {name: getattr(self, name) for name in names}
         if not self.signed:
             losses["slope"] = self.slope
         batches = ShapeBatches(

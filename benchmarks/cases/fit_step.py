@@ -34,7 +34,7 @@ def run(device: str) -> Iterator[Row]:
 
         def step(job=job, config=config, rays=rays, samples=samples):
             job.batches.rays = rays
-            report = _one(job, config)
+            report = one_step(job, config)
             samples.append(len(report.step.render.samples))
 
         reference = reference_ops.job_like(job, config, scene)
@@ -42,7 +42,7 @@ def run(device: str) -> Iterator[Row]:
         def slow(reference=reference, config=config, rays=rays):
             reference.batches.rays = rays
             with reference_ops.in_place_of_ours():
-                _one(reference, config)
+                one_step(reference, config)
 
         ours, theirs = pair(step, slow, budget=20, least=17, warmup=1)
         kind = "bfloat16" if bfloat16 else "float32"
@@ -51,7 +51,7 @@ def run(device: str) -> Iterator[Row]:
         yield Row(name, theirs / ours, ours * 1e3, "ms", "torch references, float32", "18x" if bfloat16 else "12x")
 
 
-def _one(job, config) -> Report:
+def one_step(job, config) -> Report:
     budget = Budget(steps=10**9)
     reports: list[Report] = []
     start = job.step
