@@ -19,6 +19,7 @@ from .fit import Budget, Job, fit
 from .fit_reports import Checkpoints, Log, Previews, Progress, peak_memory_bytes
 from .interrupt import StopOnInterrupt
 from .run import Asked, Run, SceneFacts, open_data, open_run, save_scene
+from .tracing import ShapePreviews
 
 if TYPE_CHECKING:
     from .viewer import FitView
@@ -95,6 +96,10 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     after = [*asked.config.after_step(), progress, Log(folder)]
     if options.preview_every > 0 and scene.test:
         after.append(Previews(folder, scene.test[0], options.preview_every))
+    shape = None
+    if not scene.frames:
+        shape = ShapePreviews(folder, job.field, job.renderer, tuple(scene.up.tolist()), options.preview_every)
+        after += [shape] if options.preview_every > 0 else []
     after.append(checkpoints)
     watch = _watch(job, scene, folder, options.port) if options.view else None
     if watch is not None:
@@ -106,6 +111,8 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
             fit(job, budget, after, stop=stopped)
         checkpoints.save(job)
         save_scene(folder, job.scene_tensors(), {**job.metadata(), "step": job.step})
+        if shape is not None and options.preview_every > 0:
+            shape.write(folder / "preview.png")
         if watch is not None and not stopped():
             watch.stay()
     if stopped():
@@ -116,7 +123,7 @@ def _fit_run(data: str | Path, config: Any, options: Options, device: torch.devi
     )
     print(
         f"  polyfield evaluate {folder}\n  polyfield extract {folder} --output {folder}/mesh.glb"
-        + (f"\n  polyfield view {folder}" if scene.frames else "")
+        + f"\n  polyfield view {folder}"
     )
     return open_run(folder, device)
 
@@ -160,7 +167,7 @@ def _check(options: Options) -> None:
 def _check_for_shape(scene: Scene, options: Options) -> None:
     """Raises UserError for options that speak of photographs."""
     plain = Options()
-    for option in ("view", "downscale", "masks"):
+    for option in ("downscale", "masks"):
         if getattr(options, option) != getattr(plain, option):
             raise UserError(f"fit: --{option}: expected photographs, got the shape {scene.name}; drop the option")
 

@@ -7,6 +7,7 @@ RUN/log.jsonl            one line per report while fitting
 RUN/metrics.json         written by ``polyfield evaluate``
 RUN/mesh.*               written by ``polyfield extract``
 RUN/previews/            pictures made while fitting
+RUN/preview.png          of a shape, at the end
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import polyfield
 from ..datasets import demo
 from ..datasets.scene import LoadOptions, MaskUse, Scene, open_scene
 from ..renderers.points import PointRenderer
+from ..renderers.sphere_tracing import SphereTracer
 from ..renderers.volume import VolumeRenderer
 from . import discover
 from .checkpoint import load_tensors, save_tensors, write_whole
@@ -140,7 +142,7 @@ class Run:
     folder: Path
     asked: Asked
     field: nn.Module
-    renderer: VolumeRenderer | PointRenderer
+    renderer: VolumeRenderer | PointRenderer | SphereTracer
     step: int
     elapsed: float
 
@@ -151,8 +153,8 @@ class Run:
 
     @property
     def of_shape(self) -> bool:
-        """Whether it was fitted to a shape rather than to photographs: nothing draws it."""
-        return isinstance(self.renderer, PointRenderer)
+        """Whether it was fitted to a shape rather than to photographs: only ``tracing`` draws it."""
+        return hasattr(self.asked.config, "open_data")
 
     def scene(self) -> Scene:
         """The photographs or the shape it was fitted to, read again from where they were."""
@@ -169,15 +171,6 @@ def open_data(config: Any, data: str, downscale: int, masks: MaskUse = MaskUse.I
     if hasattr(config, "open_data"):
         return config.open_data(data, options)
     return demo.load(Path(data), options) if data in demo.NAMES else open_scene(data, options)
-
-
-def refuse_shape(run: Run, verb: str) -> None:
-    """Raises UserError for a run that was fitted to a shape, which has nothing that draws pictures."""
-    if run.of_shape:
-        raise UserError(
-            f"{verb}: {run.folder}: expected a run that was fitted to photographs, got one of a shape; mesh it with "
-            f"`polyfield extract {run.folder}`"
-        )
 
 
 def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def _middle(edge: int) -> Point:
     return tuple(((a >> s & 1) + (b >> s & 1)) / 2 for s in (2, 1, 0))  # type: ignore[return-value]
 
 
-def _loops(case: int) -> list[list[int]]:
+def loops(case: int) -> list[list[int]]:
     """The closed loops of crossed edges, counter-clockwise seen from the set corners."""
     following: dict[int, int] = {}
     for face in FACES:
@@ -120,7 +120,7 @@ def _triangulate(loop: list[int]) -> list[tuple[int, int, int]]:
 @functools.cache
 def triangles() -> tuple[tuple[tuple[int, int, int], ...], ...]:
     """Per case, its triangles as triples of edges, counter-clockwise seen from the set corners."""
-    return tuple(tuple(t for loop in _loops(case) for t in _triangulate(loop)) for case in range(256))
+    return tuple(tuple(t for loop in loops(case) for t in _triangulate(loop)) for case in range(256))
 
 
 @functools.cache

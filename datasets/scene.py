@@ -118,6 +118,7 @@ class Scene:
     mesh: Mesh | None = None  # ground truth, scene frame; of a scene without photographs: what is fitted
     source: Path | None = None
     notes: tuple[str, ...] = ()  # what was changed in it, for people
+    upwards: tuple[float, float, float] = (0.0, 0.0, 1.0)  # unit; of a scene without photographs
 
     @property
     def unbounded(self) -> bool:
@@ -150,9 +151,9 @@ class Scene:
 
     @property
     def up(self) -> Tensor:
-        """(3,) unit: upwards in the photographs (``normalize.up_direction``); z where there are none."""
+        """(3,) unit: upwards in the photographs (``normalize.up_direction``); ``upwards`` where there are none."""
         if not self.frames:
-            return torch.tensor([0.0, 0.0, 1.0])
+            return torch.tensor(self.upwards)
         return up_direction(torch.stack([f.camera.camera_to_world for f in self.frames])).float()
 
     def cameras_seeing(self, points: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .cameras import Camera
-from .isosurface import OpenSurfaceWarning, block_lattice, isosurface
+from .isosurface import isosurface
 from .mesh_ops import joined, keep_faces
+from .sparse_blocks import OpenSurfaceWarning, block_lattice
 from .types import Aabb, Mesh, Pixels
 
 NOTHING = 1e9  # the depth of a pixel that sees nothing

@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .dual_parts import clamped, cut_quads, nearest_to_planes
 from .hole_filling import fill_small_holes
 from .mesh_cleaning import turned_alike
 from .mesh_ops import vertex_normals
@@ -78,13 +79,8 @@ def _vertices(lattice: Lattice, cells: Tensor, found: Crossings, quads: Tensor) 
         counts = (touch - centers[:, None]).abs().amax(2) <= REACH * lattice.cell
         planes = planes * counts[..., None]
         off = (planes * (touch - means[part, None])).sum(2)
-        values, axes = torch.linalg.eigh((planes.transpose(1, 2) @ planes).double())
-        inverse = torch.where(values > FLAT * values[:, -1:].clamp_min(1e-12), 1 / values.clamp_min(1e-12), 0)
-        right = (planes * off[..., None]).sum(1).double()
-        step = (axes @ (inverse[..., None] * (axes.transpose(1, 2) @ right[..., None])))[..., 0]
-        moved = means[part] + step.to(means)
-        half = 0.49 * lattice.cell  # of two cells, never the same place
-        out.append(torch.minimum(torch.maximum(moved, centers - half), centers + half))
+        step = nearest_to_planes(planes.transpose(1, 2) @ planes, (planes * off[..., None]).sum(1), FLAT)
+        out.append(clamped(means[part] + step, centers, 0.49 * lattice.cell))  # of two cells, never the same place
     return torch.cat(out)
 
 
@@ -93,6 +89,4 @@ def _triangles(vertices: Tensor, quads: Tensor, found: Crossings) -> Mesh:
     against = found.normals.gather(1, found.axes[:, None]) < 0
     quads = torch.where(against, quads.flip(1), quads)
     a, b, c, d = (vertices[quads[:, k]] for k in range(4))
-    longer = ((a - c).norm(dim=1) > (b - d).norm(dim=1))[:, None]
-    quads = torch.where(longer, quads.roll(1, 1), quads)
-    return Mesh(vertices, torch.cat([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]))
+    return Mesh(vertices, cut_quads(quads, (a - c).norm(dim=1) > (b - d).norm(dim=1)))

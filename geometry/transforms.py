@@ -155,7 +155,7 @@ def transform_poses(a_to_b: Tensor, camera_to_a: Tensor) -> Tensor:
     return rigid(rotation, transform_points(a_to_b, camera_to_a[..., :3, 3]))
 
 
-def _across(up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def frame_around(up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Two unit vectors that complete ``up`` to a right-handed frame (x, y, up)."""
     up = normalize(up, dim=-1)
     axis = torch.zeros_like(up)
@@ -166,7 +166,7 @@ def _across(up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def orbit(center: Tensor, radius: float, count: int, elevation: float, up: Tensor) -> Tensor:
     """(count, 4, 4) camera-to-world once around ``center`` (3,) at ``elevation`` above the plane across ``up``."""
-    x, y, z = _across(up)
+    x, y, z = frame_around(up)
     azimuth = torch.arange(count, dtype=center.dtype, device=center.device)[:, None] * (2 * math.pi / max(count, 1))
     flat = x * azimuth.cos() + y * azimuth.sin()
     eye = center + radius * (math.cos(elevation) * flat + math.sin(elevation) * z)

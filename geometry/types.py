@@ -6,6 +6,7 @@ units, colours in [0, 1], depths along the ray (``z_depths`` where measured alon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, TypeVar
@@ -151,6 +152,17 @@ class Pixels(_TensorDataclass):
     normals: Tensor | None = None  # (*P, 3) world, unit
     features: Tensor | None = None  # (*P, C)
     masks: Tensor | None = None  # (*P,) bool, True = counts; False = ignored by every loss and metric
+    shades: Tensor | None = None  # (*P,) in [0, 1]: the light that a white surface there would send back
+
+    @staticmethod
+    def joined(parts: Sequence[Pixels], height: int, width: int) -> Pixels:
+        """Flat pixels of an image in order, at least one part -> the image (H, W)."""
+
+        def join(name: str) -> Tensor | None:
+            pieces = [getattr(part, name) for part in parts]
+            return None if pieces[0] is None else torch.cat(pieces).reshape(height, width, *pieces[0].shape[1:])
+
+        return Pixels(**{f.name: join(f.name) for f in fields(Pixels)})
 
 
 @dataclass(frozen=True)

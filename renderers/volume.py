@@ -199,10 +199,4 @@ class VolumeRenderer(nn.Module):
             parts = [self._render_rays(field, chunk, normals).pixels for chunk in chunks]
         finally:
             self.train(fitting)
-        shape = (camera.height, camera.width)
-
-        def join(name: str) -> Tensor | None:
-            pieces = [getattr(part, name) for part in parts]
-            return None if pieces[0] is None else torch.cat(pieces).reshape(*shape, *pieces[0].shape[1:])
-
-        return Render(Pixels(**{name: join(name) for name in ("colors", "alphas", "depths", "normals")}))
+        return Render(Pixels.joined(parts, camera.height, camera.width))

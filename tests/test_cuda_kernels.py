@@ -44,6 +44,9 @@ from tests.test_sparse_adam import test_dense_is_adamw_and_keeps_the_gradient as
 from tests.test_sparse_adam import test_extreme_gradients as test_adam_extremes
 from tests.test_sparse_adam import test_half_copy as test_adam_half_copy
 from tests.test_sparse_adam import test_matches_the_reference as test_adam
+from tests.test_sphere_tracing import test_a_ball_by_hand as test_trace_by_hand
+from tests.test_sphere_tracing import test_extremes as test_trace_extremes
+from tests.test_sphere_tracing import test_matches_the_reference as test_sphere_trace
 
 
 @pytest.fixture(autouse=True)

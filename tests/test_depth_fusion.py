@@ -7,7 +7,7 @@ import torch
 from polyfield.geometry import Aabb, Camera, CameraModel, Pixels
 from polyfield.geometry import transforms as tf
 from polyfield.geometry.depth_fusion import blocks_with, fuse_depths
-from polyfield.geometry.isosurface import block_lattice
+from polyfield.geometry.sparse_blocks import block_lattice
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 RADIUS = 0.6

@@ -5,8 +5,9 @@ import pytest
 import torch
 from polyfield.cuda.marching_cubes import marching_cubes
 from polyfield.geometry import Aabb
-from polyfield.geometry.isosurface import OpenSurfaceWarning, isosurface
+from polyfield.geometry.isosurface import isosurface
 from polyfield.geometry.metrics import chamfer
+from polyfield.geometry.sparse_blocks import OpenSurfaceWarning
 from polyfield.geometry.types import Mesh
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
 from polyfield.apps.fit import Budget, fit
@@ -86,10 +87,34 @@ def test_evaluate_measures_it_against_the_shape(torus_run, capsys):
     assert "Chamfer distance" in capsys.readouterr().out
 
 
-def test_render_and_view_say_that_there_is_nothing_to_draw(torus_run, capsys):
-    for verb in ("render", "view"):
-        assert main([verb, str(torus_run.folder)]) == 2
-        assert f"{verb}: {torus_run.folder}: expected a run that was fitted to photographs" in capsys.readouterr().err
+def test_a_fit_leaves_pictures(torus_run):
+    with Image.open(torus_run.folder / "preview.png") as sheet:
+        assert sheet.size == (4 * 320, 3 * 320)
+        colors = np.asarray(sheet)
+    assert 0.1 < (colors[:320] < 240).any(-1).mean() < 0.6, "the torus, on white"
+    assert 0.1 < (colors[320:] > 0).any(-1).mean() < 0.6, "normals and depth, on black"
+
+
+def test_render_goes_around_a_shape(torus_run, tmp_path):
+    arguments = ["render", str(torus_run.folder), "--output", str(tmp_path), "--width", "48", "--frames", "3"]
+    shown = ("color", "shaded", "normal", "depth", "alpha")
+    assert main([*arguments, "--channels", *shown, "--shadows", "--occlusion"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {f"{i:04d}_{c}.png" for i in range(3) for c in shown}
+    seen = np.asarray(Image.open(tmp_path / "0001_alpha.png"))[..., 0] / 255
+    assert seen.shape == (48, 48) and 0.1 < seen.mean() < 0.6
+
+
+@pytest.mark.parametrize("views", ["test", "train", "spiral"])
+def test_views_of_photographs_are_refused(torus_run, capsys, views):
+    assert main(["render", str(torus_run.folder), "--views", views]) == 2
+    assert f"render: --views {views}: expected photographs, got a run of a shape; use orbit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "up", "axis"), [("a.obj", "auto", 1), ("a.ply", "auto", 2), ("a.ply", "x", 0)])
+def test_up_is_the_files(tmp_path, name, up, axis):
+    torus().export(tmp_path / name)
+    scene = replace(SMALL, up=shape.Up(up)).open_data(str(tmp_path / name), LoadOptions())
+    assert scene.up.tolist() == [float(k == axis) for k in range(3)]
 
 
 def test_a_half_table_keeps_up(tmp_path):
@@ -104,7 +129,7 @@ def test_a_half_table_keeps_up(tmp_path):
     assert not torch.equal(job.field.encoding.half_table, before)
 
 
-@pytest.mark.parametrize("option", [["--view"], ["--downscale", "2"], ["--masks", "alpha"]])
+@pytest.mark.parametrize("option", [["--downscale", "2"], ["--masks", "alpha"]])
 def test_options_of_photographs_are_refused(tmp_path, capsys, option):
     torus().export(tmp_path / "torus.ply")
     arguments = ["fit", "shape", str(tmp_path / "torus.ply"), *option, "--run", str(tmp_path / "run")]

@@ -3,12 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
+from polyfield.apps.commands.extract import Method, _method
+from polyfield.apps.errors import UserError
 from polyfield.apps.recipes import shape
 from polyfield.apps.shape_batches import SamplesConfig
 from polyfield.datasets.scene import LoadOptions, SceneError
@@ -198,14 +202,24 @@ def test_other_methods(bowl_run, tmp_path, capsys):
     assert "--level: expected --method opacity as well, got dual" in capsys.readouterr().err
 
 
-def test_dual_is_for_unsigned_distances(tmp_path, capsys):
+def test_signed_distances_are_meshed_by_dual_contouring_too(tmp_path, capsys):
     from .test_shape import SMALL as SIGNED
     from .test_shape import torus
 
     torus().export(tmp_path / "torus.ply")
-    fit_scene(tmp_path / "torus.ply", SIGNED, run=tmp_path / "run", steps=2, threads=1, device="cpu")
-    assert main(["extract", str(tmp_path / "run"), "--method", "dual"]) == 2
-    assert "extract: --method: dual expected a run of an unsigned distance, got shape" in capsys.readouterr().err
+    fit_scene(tmp_path / "torus.ply", SIGNED, run=tmp_path / "run", steps=2, threads=1, device="cpu", preview_every=0.0)
+    arguments = ["extract", str(tmp_path / "run"), "--resolution", "48", "--output", str(tmp_path / "mesh.ply")]
+    assert main([*arguments, "--method", "dual"]) == 0
+    assert trimesh.load(tmp_path / "mesh.ply").is_watertight
+    assert main([*arguments, "--method", "dual", "--level", "0.1"]) == 0
+    assert main([*arguments, "--method", "pseudo-signs"]) == 2
+    assert "pseudo-signs expected a run of an unsigned distance, got shape" in capsys.readouterr().err
+
+
+def test_dual_contouring_is_for_distances():
+    run = SimpleNamespace(field=torch.nn.Linear(1, 1), asked=SimpleNamespace(recipe="ngp"))
+    with pytest.raises(UserError, match="extract: --method: dual expected a run of a distance, got ngp; drop it"):
+        _method(run, Method.DUAL, None)
 
 
 def test_bare_points_are_taken(tmp_path):

@@ -22,7 +22,7 @@ from polyfield.apps.viewer.guard import guarded, refusal
 from polyfield.apps.viewer.history import History
 from polyfield.apps.viewer.loop import Loop, Window
 from polyfield.apps.viewer.pace import LADDER, Pace, reduced, sharper
-from polyfield.apps.viewer.painting import Painting, clip_to_box
+from polyfield.apps.viewer.painting import Painting
 from polyfield.apps.viewer.panel import Panel, depth_for_browser, png_bytes
 from polyfield.apps.viewer.photos import Photos, thumbnail
 from polyfield.apps.viewer.progress import FitProgress, clock
@@ -31,6 +31,7 @@ from polyfield.apps.viewer.turns import Owner, Turns
 from polyfield.geometry import Aabb, Camera, CameraModel, Mesh, Pixels, Rays
 from polyfield.geometry import transforms as tf
 from polyfield.geometry.mesh_io import load_mesh, save_mesh
+from polyfield.geometry.rays import clip_to_box
 
 from .viewer_fakes import SCENE_TO_WORLD, Client, Gate, camera, look, photographs, settled, soon, stage, viewer
 

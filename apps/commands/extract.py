@@ -1,6 +1,7 @@
 """Extract a mesh from a run, with vertex colours or a texture, in the scene's own units.
 
-Fields of density and signed distances: their level set. Unsigned distances: their zero set, by dual contouring.
+Fields of density and signed distances: their level set, of signed distances by dual contouring if sharp edges are to be
+kept. Unsigned distances: their zero set, by dual contouring.
 Gaussians: the depths of all training views, rendered and fused, since their density is not smooth; or the level set of
 the mixture's density.
 """
@@ -31,7 +32,7 @@ class Method(Enum):
     OPACITY = "opacity"
     """Where the density, or the signed distance, has a level."""
     DUAL = "dual"
-    """Where an unsigned distance is zero: vertices by its tangent planes (DualMesh-UDF)."""
+    """Where a distance is zero, by its tangent planes: sharp edges stay (dual contouring; unsigned: DualMesh-UDF)."""
     PSEUDO_SIGNS = "pseudo-signs"
     """The same by marching cubes, gradients giving the signs (MeshUDF): coarser at boundaries and edges."""
 
@@ -60,9 +61,9 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made.
         output: the mesh file; by default RUN/mesh.glb.
-        method: tsdf fuses rendered depths, opacity is the density's (or signed distance's) level set, dual and
-            pseudo-signs the zero set of an unsigned distance; by default tsdf for Gaussians, dual for unsigned
-            distances, and else opacity.
+        method: tsdf fuses rendered depths, opacity is the density's (or signed distance's) level set by marching cubes,
+            dual that of a distance by dual contouring, which keeps sharp edges, pseudo-signs the zero set of an
+            unsigned distance; by default tsdf for Gaussians, dual for unsigned distances, and else opacity.
         resolution: cells along the longest edge of the box that is searched.
         level: density per scene unit (or distance) at the surface; by default half opaque within two cells (or 0).
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
@@ -173,10 +174,11 @@ def extract_mesh(
     try:
         if method is Method.TSDF:
             mesh = fused_views(run, bounds, resolution, cascades).to(CPU)
-        elif method is not Method.OPACITY:
-            mesh = zero_set(run, bounds, resolution, method).to(CPU)
+        elif method is Method.OPACITY or run.field.signed:
+            sharp = method is Method.DUAL
+            mesh = level_set(run, bounds, resolution, level, cut=crop is not None, sharp=sharp).to(CPU)
         else:
-            mesh = level_set(run, bounds, resolution, level, cut=crop is not None).to(CPU)
+            mesh = zero_set(run, bounds, resolution, method).to(CPU)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
     if crop is not None:
@@ -194,20 +196,23 @@ def extract_mesh(
 
 def _method(run: Any, method: Method | None, level: float | None) -> Method:
     """The one that is asked for, or else the best for the run's field. Raises UserError for one that does not fit."""
-    from ...fields.protocols import Primitives
+    from ...fields.protocols import Distance, Primitives
 
     unsigned = not getattr(run.field, "signed", True)
     if method is None:
         by_default = Method.DUAL if unsigned and level is None else Method.OPACITY
         method = Method.TSDF if isinstance(run.field, Primitives) else by_default
-    if method is not Method.OPACITY and level is not None:
+    leveled = method is Method.OPACITY or (method is Method.DUAL and not unsigned)
+    if not leveled and level is not None:
         raise UserError(
             f"extract: --level: expected --method opacity as well, got {method.value}, which has no level; drop one"
         )
-    if method in (Method.DUAL, Method.PSEUDO_SIGNS) and not unsigned:
+    if method is Method.PSEUDO_SIGNS and not unsigned:
         raise UserError(
             f"extract: --method: {method.value} expected a run of an unsigned distance, got {run.asked.recipe}; drop it"
         )
+    if method is Method.DUAL and not isinstance(run.field, Distance):
+        raise UserError(f"extract: --method: dual expected a run of a distance, got {run.asked.recipe}; drop it")
     if method is Method.OPACITY and unsigned and not (level is not None and level > 0):
         raise UserError(
             "extract: --method: expected dual or pseudo-signs for an unsigned distance, which crosses no level at its "
@@ -243,15 +248,22 @@ def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> An
     return fuse_depths(cameras, views, bounds, float(bounds.extent.max()) / resolution, cascades=cascades)
 
 
-def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cut: bool = False) -> Any:
-    """The level set of the density, scene frame; looked for where the occupancy grid or the Gaussians' means are."""
+def level_set(
+    run: Any, bounds: Any, resolution: int, level: float | None, *, cut: bool = False, sharp: bool = False
+) -> Any:
+    """The level set of the density, scene frame; looked for where the occupancy grid or the Gaussians' means are.
+
+    Of a distance, ``sharp``: by dual contouring.
+    """
     import math
 
     import torch
 
     from ...fields.protocols import Distance, Primitives
     from ...geometry.depth_fusion import blocks_with
-    from ...geometry.isosurface import OpenSurfaceWarning, isosurface
+    from ...geometry.dual_contouring import dual_contour
+    from ...geometry.isosurface import isosurface
+    from ...geometry.sparse_blocks import OpenSurfaceWarning
 
     cell = float(bounds.extent.max()) / resolution
     distances = isinstance(run.field, Distance)
@@ -272,9 +284,14 @@ def level_set(run: Any, bounds: Any, resolution: int, level: float | None, *, cu
         values[filled] = run.field.query(points[filled]).values
         return values
 
+    def gradients_at(points):
+        return run.field.query(points, gradients=True).gradients
+
     with warnings.catch_warnings():
         if cut:  # a surface that a crop cuts open is what was asked for
             warnings.simplefilter("ignore", OpenSurfaceWarning)
+        if sharp:
+            return dual_contour(values_at, gradients_at, bounds, resolution, level)
         return isosurface(values_at, bounds, resolution, level, inside_is_above=not distances, **options)
 
 

@@ -21,6 +21,24 @@ class Views(Enum):
     PATH = "path"
 
 
+class Drawing(Enum):
+    """What draws a run."""
+
+    AUTO = "auto"
+    TRACE = "trace"
+
+    def of(self, run: Any, shadows: bool, occlusion: bool, verb: str) -> Any:
+        """The run with what draws it. Raises UserError for options that it does not take."""
+        from ...renderers.shading import Lighting
+        from ..errors import UserError
+        from ..tracing import drawn
+
+        if (shadows or occlusion) and not (run.of_shape or self is Drawing.TRACE):
+            name = "shadows" if shadows else "occlusion"
+            raise UserError(f"{verb}: --{name}: expected --renderer trace as well, got {self.value}; add it")
+        return drawn(run, trace=self is Drawing.TRACE, lighting=Lighting(shadows=shadows, occlusion=occlusion))
+
+
 class Channel(Enum):
     """What to show."""
 
@@ -28,6 +46,7 @@ class Channel(Enum):
     DEPTH = "depth"
     NORMAL = "normal"
     ALPHA = "alpha"
+    SHADED = "shaded"
 
 
 def main(arguments: list[str]) -> None:
@@ -37,13 +56,16 @@ def main(arguments: list[str]) -> None:
 def run(
     run: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
-    views: Views = Views.TEST,
+    views: Views | None = None,
     path: Path | None = None,
     channels: tuple[Channel, ...] = (Channel.COLOR,),
-    frames: int = 120,
+    frames: int | None = None,
     fps: int = 30,
     width: int | None = None,
     height: int | None = None,
+    renderer: Drawing = Drawing.AUTO,
+    shadows: bool = False,
+    occlusion: bool = False,
     device: str = "auto",
 ) -> None:
     """Render RUN to a folder of PNG files, or to one MP4 per channel if the output ends in .mp4.
@@ -51,28 +73,35 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made.
         output: folder or .mp4 file; by default RUN/renders.
-        views: held-out or training views, an orbit around the scene, a spiral about a view, or a recorded path.
+        views: held-out or training views, an orbit around the scene, a spiral about a view, or a recorded path; by
+            default the held-out views, of a shape an orbit.
         path: camera path recorded in the viewer, with --views path.
-        channels: any of color, depth, normal, alpha.
-        frames: number of pictures of an orbit, spiral or path.
+        channels: any of color, depth, normal, alpha, and shaded where surfaces are traced.
+        frames: number of pictures of an orbit, spiral or path; by default 120, of a shape 8 if they are no film.
         fps: of the MP4.
         width: of the pictures; by default the photographs'.
         height: of the pictures.
+        renderer: auto is the fit's own, or for a shape trace, which draws a distance's surface by sphere tracing.
+        shadows: of a traced surface: let it stand in the sun's way.
+        occlusion: of a traced surface: darken what neighbours surround.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
     from ..errors import UserError
-    from ..run import open_run, refuse_shape
+    from ..run import open_run
 
     if path is not None:
         views = Views.PATH
     if views is Views.PATH and path is None:
         raise UserError("render: --views path: expected --path FILE as well; record one with `polyfield view`")
-    if frames < 1:
+    if frames is not None and frames < 1:
         raise UserError(f"render: --frames: expected at least 1, got {frames}")
-    opened = open_run(run, device)
-    refuse_shape(opened, "render")
+    opened = renderer.of(open_run(run, device), shadows, occlusion, "render")
+    if Channel.SHADED in channels and not hasattr(opened.renderer, "lighting"):
+        raise UserError("render: --channels shaded: expected --renderer trace as well, got auto; add it")
     output = output or run / "renders"
+    views = views or (Views.ORBIT if opened.of_shape else Views.TEST)
+    frames = frames or (8 if opened.of_shape and output.suffix.lower() != ".mp4" else 120)
     cameras = _sized(_cameras(opened, views, path, frames), width, height)
     with enough_memory("render", opened.device, "lower --width or --height"):
         written = _write(opened, cameras, output, channels, fps)
@@ -80,16 +109,31 @@ def run(
 
 
 def _cameras(run: Any, views: Views, path: Path | None, frames: int) -> list[tuple[str, Any]]:
+    import torch
+
     from .. import camera_path
+    from ..errors import UserError
+    from ..tracing import orbit_of_shape
 
     if views is Views.PATH and path is not None:
         cameras = camera_path.load_camera_path(path, frames, run.asked.facts.matrix)
-        return [(f"{i:04d}", camera) for i, camera in enumerate(cameras)]
+        return _numbered(cameras)
+    if run.of_shape:
+        if views is not Views.ORBIT:
+            raise UserError(
+                f"render: --views {views.value}: expected photographs, got a run of a shape; use orbit, or record a "
+                "path with `polyfield view` and give it by --path"
+            )
+        return _numbered(orbit_of_shape(torch.tensor(run.asked.facts.up), frames))
     scene = run.scene()
     if views in (Views.TEST, Views.TRAIN):
         return [(Path(f.name).stem, f.camera) for f in (scene.test if views is Views.TEST else scene.train)]
     around = camera_path.orbit_of if views is Views.ORBIT else camera_path.spiral_of
-    return [(f"{i:04d}", camera) for i, camera in enumerate(around(scene, frames))]
+    return _numbered(around(scene, frames))
+
+
+def _numbered(cameras: list[Any]) -> list[tuple[str, Any]]:
+    return [(f"{i:04d}", camera) for i, camera in enumerate(cameras)]
 
 
 def _sized(cameras: list[tuple[str, Any]], width: int | None, height: int | None) -> list[tuple[str, Any]]:
@@ -113,6 +157,8 @@ def picture(pixels: Any, channel: Channel) -> Any:
         return depth_picture(pixels.depths, pixels.alphas)
     if channel is Channel.NORMAL:
         return normal_picture(pixels.normals, pixels.alphas)
+    if channel is Channel.SHADED:
+        return pixels.shades[..., None].expand(-1, -1, 3)
     return pixels.alphas[..., None].expand(-1, -1, 3)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar
@@ -43,6 +43,16 @@ class Kind(Enum):
     """An unsigned distance: for open meshes, and points with or without normals."""
 
 
+class Up(Enum):
+    """Which axis of the file points upwards in pictures."""
+
+    AUTO = "auto"
+    """y in .obj files, z in all others."""
+    X = "x"
+    Y = "y"
+    Z = "z"
+
+
 GRID = HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=512)
 
 
@@ -54,6 +64,7 @@ class Config:
     less_memory: ClassVar[str] = "--samples.most, --samples.batch or --distances.grid.log2-size"
 
     field: Kind = Kind.SDF
+    up: Up = Up.AUTO
     repair: bool = False
     """Take a mesh with holes or edges of many faces, and let its winding numbers say what is inside."""
     distances: SignedDistanceConfig = SignedDistanceConfig(grid=GRID, color=None, geometry_features=1)
@@ -83,7 +94,10 @@ class Config:
             raise UserError(
                 "fit: --repair: expected --field sdf, got udf, which takes open meshes as they are; drop it"
             )
-        return load_shape(Path(source), repair=self.repair, signed=self.signed)
+        scene = load_shape(Path(source), repair=self.repair, signed=self.signed)
+        by_file = Up.Y if Path(source).suffix.lower() == ".obj" else Up.Z
+        axis = "xyz".index((by_file if self.up is Up.AUTO else self.up).value)
+        return replace(scene, upwards=tuple(float(k == axis) for k in range(3)))  # type: ignore[arg-type]
 
     @property
     def signed(self) -> bool:

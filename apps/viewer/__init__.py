@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..run import home_view
+from ..tracing import drawn, tracer_for
 from .address import check_address
 from .painting import Stage
 from .photos import Photos
@@ -35,7 +36,7 @@ def view_run(run: Run, *, host: str = "127.0.0.1", port: int = 8080, mesh: Path 
 
     Raises UserError if the port is in use or the mesh is not there.
     """
-    facts = run.asked.facts
+    facts, run = run.asked.facts, drawn(run)
     stage = Stage(run.field, run.renderer, facts.near)
     return Viewer(
         stage,
@@ -57,14 +58,16 @@ class FitView:
     def __init__(self, job: Job, scene: Scene, folder: Path, *, host: str = "127.0.0.1", port: int = 8080) -> None:
         self.turns = Turns(fitting=True)
         self.stop: Callable[[], bool] = lambda: False
+        up = tuple(scene.up.tolist())
+        renderer = job.renderer if scene.frames else tracer_for(job.field, job.renderer, up)
         self.viewer = Viewer(
-            Stage(job.field, job.renderer, scene.near),
+            Stage(job.field, renderer, scene.near),
             name=scene.name,
             scene_to_world=scene.scene_to_world,
             photos=Photos(lambda: scene),
             run=folder,
-            up=tuple(scene.up.tolist()),
-            home=home_view(scene),
+            up=up,
+            home=home_view(scene) if scene.frames else None,
             host=host,
             port=port,
             turns=self.turns,

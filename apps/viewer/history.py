@@ -26,12 +26,13 @@ class History:
         self._gui = server.gui
         self._folder = server.gui.add_folder("History", order=-9, expand_by_default=False)
 
-    def add(self, report: Report, psnr: float) -> None:
-        """Take a point if it is time."""
+    def add(self, report: Report, psnr: float | None) -> None:
+        """Take a point if it is time: of PSNR, or of the loss where there is none."""
         job = report.job
         if job.elapsed < self._next and report.spent < 1:
             return
-        curves = {"PSNR, dB": psnr, "memory, GB": peak_memory_bytes() / 2**30}
+        quality = {"loss": sum(report.terms.values())} if psnr is None else {"PSNR, dB": psnr}
+        curves = {**quality, "memory, GB": peak_memory_bytes() / 2**30}
         if isinstance(job.field, Sized):
             curves["Gaussians, thousands"] = len(job.field) / 1e3
         self.rows.append((job.elapsed, *curves.values()))

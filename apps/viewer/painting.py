@@ -1,14 +1,12 @@
 """A picture of rays, painted piece by piece, so that a newer one can take its place at any moment.
 
-Rays cut to a box (slabs, Kay & Kajiya 1986): t is inside where it is inside all three slabs,
-    near' = max(near, max_k min(t_low_k, t_high_k)),   far' = min(far, min_k max(t_low_k, t_high_k)),
-exact for any renderer that honours near and far: what lies outside of the box is not there at all.
+A crop box cuts rays, exactly: what lies outside of it is not there at all.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +14,10 @@ from torch import Tensor
 
 from ...geometry import Aabb, Pixels, Rays
 from ...geometry.cameras import Camera
+from ...geometry.rays import clip_to_box
 from ..devices import CPU
 
 LARGEST_CHUNK = 8192  # rays in one call of the renderer: bounds its memory
-
-
-def clip_to_box(rays: Rays, box: Aabb) -> Rays:
-    """Rays with near and far moved to where they enter and leave ``box``; one that misses it is empty (far = near)."""
-    still = rays.directions == 0
-    speed = torch.where(still, 1.0, rays.directions)
-    to_low, to_high = (box.low - rays.origins) / speed, (box.high - rays.origins) / speed
-    inside = (rays.origins >= box.low) & (rays.origins <= box.high)
-    inf = torch.inf
-    enter = torch.where(still, torch.where(inside, -inf, inf), torch.minimum(to_low, to_high)).amax(-1)
-    leave = torch.where(still, torch.where(inside, inf, -inf), torch.maximum(to_low, to_high)).amin(-1)
-    near, far = torch.maximum(rays.near, enter), torch.minimum(rays.far, leave)
-    missed = ~(near < far)
-    return replace(rays, near=torch.where(missed, rays.near, near), far=torch.where(missed, rays.near, far))
 
 
 @dataclass
@@ -100,13 +85,7 @@ class Painting:
 
     def pixels(self) -> Pixels:
         """The finished picture, (H, W), on the CPU."""
-        shape = (self.camera.height, self.camera.width)
-
-        def join(name: str) -> Tensor | None:
-            parts = [getattr(p, name) for p in self._parts]
-            return None if parts[0] is None else torch.cat(parts).reshape(*shape, *parts[0].shape[1:])
-
-        return Pixels(**{name: join(name) for name in ("colors", "alphas", "depths", "normals")})
+        return Pixels.joined(self._parts, self.camera.height, self.camera.width)
 
     def z_depths(self, pixels: Pixels) -> Tensor:
         """(H, W) along the camera's axis; infinite where nothing is."""

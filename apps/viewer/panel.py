@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...geometry import Aabb, Camera, Pixels
+from ...renderers.sphere_tracing import SphereTracer
 from ..commands.render import Channel, picture
 from ..errors import UserError
 from ..images import to_uint8
@@ -34,6 +35,7 @@ CHANNELS = {
     "Depth": Channel.DEPTH,
     "Normals": Channel.NORMAL,
     "Opacity": Channel.ALPHA,
+    "Shaded": Channel.SHADED,
     "Nothing": None,
 }
 SAVE_SIZES = {
@@ -90,7 +92,9 @@ class Panel:
     def _build(self) -> None:
         gui = self.client.gui
         with gui.add_folder("View"):
-            self._channel = gui.add_dropdown("Show", tuple(CHANNELS), initial_value="Colour")
+            traced = isinstance(self.viewer.stage.renderer, SphereTracer)
+            shown = tuple(name for name in CHANNELS if traced or name != "Shaded")
+            self._channel = gui.add_dropdown("Show", shown, initial_value="Colour")
             hint = "Longest side of the sharpest picture, pixels"
             self._detail = gui.add_slider("Detail", 128, 2048, 64, 1280, hint=hint)
             hint = "Turn the scene's upward direction to the top again"

@@ -51,19 +51,19 @@ class FitProgress:
         from ..fit_reports import batch_psnr
 
         psnr = batch_psnr(report)
-        assert psnr is not None  # only fits to photographs are watched
-        self._psnr = psnr if self._psnr is None else 0.8 * self._psnr + 0.2 * psnr
+        if psnr is not None:  # as of fits to photographs
+            self._psnr = psnr if self._psnr is None else 0.8 * self._psnr + 0.2 * psnr
         self.history.add(report, self._psnr)
         elapsed = report.job.elapsed
         left = elapsed * (1 / max(report.spent, 1e-6) - 1)
         self._bar.value = min(100.0 * report.spent, 100.0)
-        self._text.content = (
-            f"step **{self.step}** · PSNR **{self._psnr:.2f} dB** · {clock(elapsed)} spent, **{clock(left)} left**"
-        )
+        self._text.content = f"step **{self.step}**{self._quality()} · {clock(elapsed)} spent, **{clock(left)} left**"
 
     def finish(self, outcome: str) -> None:
         """Say how it ended."""
         self._bar.value, self._bar.animated = 100.0, False
         self._pause.disabled = True
-        quality = "" if self._psnr is None else f" · PSNR **{self._psnr:.2f} dB**"
-        self._text.content = f"{outcome} at step **{self.step}**{quality}"
+        self._text.content = f"{outcome} at step **{self.step}**{self._quality()}"
+
+    def _quality(self) -> str:
+        return "" if self._psnr is None else f" · PSNR **{self._psnr:.2f} dB**"
