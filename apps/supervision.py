@@ -13,6 +13,7 @@ from .devices import CPU
 from .errors import UserError
 
 SOURCES = {"depths": "depth_file_path", "normals": "normal_file_path"}  # in transforms.json
+FACING, GRAZING = 0.8, 0.1  # share of normals that must; scalar product with the ray up to which one does
 STORED = frozenset(SOURCES)  # colours and alphas are handed out in any case
 
 
@@ -29,7 +30,29 @@ def needed(losses: Mapping[str, Loss], scene: Scene) -> frozenset[str]:
                 f"fit: --{option}.weight: expected {what} in a training view at least, {scene.name} has none; name "
                 f"them by {SOURCES[what]} in transforms.json, or leave the option out"
             )
+    if "normals" in names.values():
+        check_normals(scene)
     return frozenset(names.values()) | found
+
+
+def check_normals(scene: Scene) -> None:
+    """Raises UserError if the photographs' normals do not face their cameras: what is seen has no other side."""
+    frames = [frame for frame in scene.train if frame.normals is not None]
+    frames = frames[:: max(1, len(frames) // 8)]
+    facing = away = 0.0
+    for frame in frames:
+        assert frame.normals is not None
+        normals, rays = frame.normals.float().view(-1, 3), frame.camera.rays().directions.float().view(-1, 3)
+        cosines = (normals * rays).sum(-1)[normals.norm(dim=-1) > 0.5]
+        facing += float((cosines < GRAZING).float().sum()) / max(len(cosines), 1) / len(frames)
+        away += float((cosines > -GRAZING).float().sum()) / max(len(cosines), 1) / len(frames)
+    if facing > FACING:
+        return
+    opposite = f", {100 * away:.0f} % face away: opengl and opencv may be mixed up, or normals point inwards"
+    raise UserError(
+        f"fit: --normal.weight: expected normals that face the cameras, {100 * facing:.0f} % of {scene.name}'s do"
+        f"{opposite if away > FACING else ''}; state the maps' normal_axes (opengl, opencv, world) in transforms.json"
+    )
 
 
 def _any_of(name: str, loss: Loss, scene: Scene) -> set[str]:

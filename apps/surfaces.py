@@ -37,6 +37,7 @@ class SurfaceConfig(ngp.Config):
     """``ngp``'s occupancy grid, marching and optimizer; a distance in place of a density."""
 
     default_steps: ClassVar[int] = 5000
+    takes_normals: ClassVar[bool] = True
 
     field: SignedDistanceConfig = field(
         default_factory=lambda: SignedDistanceConfig(
@@ -72,5 +73,5 @@ class SurfaceConfig(ngp.Config):
         losses = super().build_losses(facts)
         if not facts.has_alpha:
             losses.pop("opacity", None)
-        names = ("eikonal", "curvature", "sparsity", "free_space", "surface_points")
+        names = ("normal", "eikonal", "curvature", "sparsity", "free_space", "surface_points")
         return losses | {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}

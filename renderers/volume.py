@@ -177,17 +177,22 @@ class VolumeRenderer(nn.Module):
         if output.colors is not None:
             values["colors"] = output.colors
         if normals and output.gradients is not None:
-            values["normals"] = functional.normalize(self.opacity.outwards * output.gradients, dim=-1)
+            outwards = functional.normalize(self.opacity.outwards * output.gradients, dim=-1)
+            if not getattr(field, "signed", True):  # of no side: towards the viewer
+                outwards = outwards * -(outwards.detach() * directions).sum(-1, keepdim=True).sign()
+            values["normals"] = outwards
         weights, opacities, outputs = composite(alphas, list(values.values()), samples.ray_offsets)
         accumulated = dict(zip(values, outputs, strict=True))
         background = self.background(rays, self.training)
         if "colors" in accumulated:
             accumulated["colors"] = accumulated["colors"] + (1 - opacities)[:, None] * background
+        means = None
         if "normals" in accumulated:
+            means = accumulated["normals"] / opacities.clamp(min=1e-6)[:, None]
             accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
         accumulated["depths"] = accumulated["depths"][:, 0] / opacities.clamp(min=1e-6)
         pixels = Pixels(alphas=opacities, **accumulated)
-        return Render(pixels, background, samples, weights, output, marched, marched_values)
+        return Render(pixels, background, samples, weights, output, marched, marched_values, mean_normals=means)
 
     @torch.no_grad()
     def _render_image(self, field: Field, camera: Camera, normals: bool) -> Render:

@@ -7,9 +7,11 @@ import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.batches import PixelBatches
 from polyfield.apps.errors import UserError
+from polyfield.apps.first_distance import FirstDistance
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.image_batches import ImageBatches
-from polyfield.apps.recipes import ngp, splat, splat_classic, splat_mip
+from polyfield.apps.recipes import neus, ngp, splat, splat_classic, splat_mip, udf
+from polyfield.apps.supervision import check_normals
 from polyfield.datasets.scene import open_scene
 from polyfield.datasets.undistort import straightened
 from polyfield.fields.protocols import FieldOutput
@@ -181,6 +183,44 @@ def test_a_scene_without_normals_is_an_error(scene, recipe):
     message = r"fit: --normal.weight: expected normals in a training view at least, demo has none; .* normal_file_path"
     with pytest.raises(UserError, match=message):
         recipe.Config(normal=Normal(weight=0.1)).build(without(scene, "normals"))
+
+
+def test_normals_along_other_axes_are_named(scene):
+    """Facing the camera is what all normals that are seen have in common."""
+    check_normals(scene)
+    turned = torch.diag(torch.tensor([1.0, -1, -1]))
+
+    def by(turn):
+        frames = []
+        for f in scene.frames:
+            axes = f.camera.camera_to_world[:3, :3]
+            frames.append(replace(f, normals=(f.normals.float() @ (axes @ turn @ axes.T).T).half()))
+        return scene.with_frames(tuple(frames))
+
+    message = r"fit: --normal.weight: expected normals that face the cameras, \d+ % of demo's do"
+    with pytest.raises(UserError, match=message + ", .* face away: opengl and opencv .*; state the maps' normal_axes"):
+        neus.Config(normal=Normal(weight=0.1)).build(by(turned))
+    with pytest.raises(UserError, match=message + ", .* face away"):
+        check_normals(by(-torch.eye(3)))
+    with pytest.raises(UserError, match=message + "; state"):
+        check_normals(by(torch.eye(3)[[2, 0, 1]]))
+
+
+@pytest.mark.parametrize("recipe", [neus, udf])
+def test_a_marched_distance_has_mean_normals(scene, recipe):
+    """They are compared while fitting, and learned."""
+    config = replace(
+        recipe.Config(normal=Normal(weight=1.0)), samples_per_step=2048, first=FirstDistance(grid_share=0.0)
+    )
+    job = config.build(scene, budget=Budget(steps=2))
+    reports = []
+    fit(job, Budget(steps=2), [*config.after_step(), reports.append])
+    step = reports[0].step
+    means, alphas = step.render.mean_normals, step.render.pixels.alphas
+    assert means.shape == (len(step.view), 3) and (means.norm(dim=-1) < 1.01).all()
+    hit = alphas > 0.9
+    assert ((means * step.view.directions).sum(-1)[hit] < 0).float().mean() > 0.8, "towards the camera"
+    assert reports[0].terms["normal"] > 0
 
 
 def test_normals_of_a_hash_grid_are_not_supervised(scene):

@@ -86,6 +86,7 @@ class Config:
     """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches."""
 
     default_steps: ClassVar[int] = 4000
+    takes_normals: ClassVar[bool] = False
     less_memory: ClassVar[str] = "--samples-per-step or --field.grid.log2-size"
 
     field: RadianceGridConfig = field(
@@ -102,7 +103,7 @@ class Config:
     opacity: Opacity = Opacity()
     depth: Depth = Depth()
     normal: Normal = Normal()
-    """Of recipes of Gaussians alone: here, a weight is refused."""
+    """Of recipes of Gaussians and of distances: a hash grid's density refuses a weight."""
     background: Background = Background.AUTO
     average_every: int = 20
     """Steps between those that go into the mean of the parameters, which is what the fit keeps; 0 = keep the last."""
@@ -146,10 +147,10 @@ class Config:
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Fields begin with the same numbers on all devices."""
-        if self.normal.weight != 0:
+        if self.normal.weight != 0 and not self.takes_normals:
             raise UserError(
                 "fit: --normal.weight: expected 0, as a hash grid's normals jump from cell to cell; use one of the "
-                "recipes splat, splat_classic and splat_mip, or drop the option"
+                "recipes splat, splat_classic, splat_mip, neus and volsdf, or drop the option"
             )
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
@@ -192,6 +193,7 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            drawn=known & {"normals"},
             known=known_points(losses, scene, model.bounds, device),
             average=Average(model) if self.average_every else None,
             parts=parts,
