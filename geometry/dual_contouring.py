@@ -46,6 +46,8 @@ def dual_contour(
     resolution: int,
     level: float = 0.0,
     *,
+    step: float = STEP,
+    flat: float = FLAT,
     occupied: Callable[[Tensor, Tensor], Tensor] | None = None,
     margin: float = 0.5,
     chunk: int = 2**18,
@@ -59,6 +61,8 @@ def dual_contour(
         bounds: where to look.
         resolution: cells along the longest edge; rounded up to whole blocks.
         level: where to cut.
+        step: cells, of differences of values, where there are no gradients; 0.5 for functions with noise.
+        flat: planes leave a direction open where its eigenvalue is less than this share of the largest.
         occupied: as of ``isosurface``, and so margin, chunk and max_bytes.
 
     Returns:
@@ -76,8 +80,8 @@ def dual_contour(
             )
         crossed = _crossed(blocks)
         points = _roots(blocks, crossed)
-        normals = torch.nn.functional.normalize(_slopes(blocks, gradients, points), dim=1)
-        vertices, place = _vertices(blocks, crossed, points, normals)
+        normals = torch.nn.functional.normalize(_slopes(blocks, gradients, points, step), dim=1)
+        vertices, place = _vertices(blocks, crossed, points, normals, flat)
         mesh = _mesh(vertices, crossed, place, normals)
     return replace(mesh, normals=vertex_normals(mesh))
 
@@ -156,10 +160,10 @@ def _roots(blocks: SparseBlocks, crossed: _Crossed) -> Tensor:
     return begin + share[:, None] * along
 
 
-def _slopes(blocks: SparseBlocks, gradients: Callable[[Tensor], Tensor] | None, points: Tensor) -> Tensor:
+def _slopes(blocks: SparseBlocks, gradients: Callable[[Tensor], Tensor] | None, points: Tensor, step: float) -> Tensor:
     """(E, 3) gradients there."""
     if gradients is None:
-        steps = torch.diag(blocks.spacing * STEP)
+        steps = torch.diag(blocks.spacing * step)
         return torch.stack([(blocks.evaluate(points + s) - blocks.evaluate(points - s)) / s.sum() for s in steps], 1)
     found = torch.cat([gradients(part) for part in points.split(blocks.chunk)])
     if found.shape != points.shape:
@@ -170,7 +174,9 @@ def _slopes(blocks: SparseBlocks, gradients: Callable[[Tensor], Tensor] | None, 
     return found.nan_to_num(0, 0, 0)
 
 
-def _vertices(blocks: SparseBlocks, crossed: _Crossed, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+def _vertices(
+    blocks: SparseBlocks, crossed: _Crossed, points: Tensor, normals: Tensor, flat: float
+) -> tuple[Tensor, Tensor]:
     """(V, 3) world, one for each piece of each cell, and which belongs to each pair of an edge and a cell (I,)."""
     keys = key_of(crossed.cells) | (crossed.pieces << _AXIS)  # at most four pieces
     unique, place = keys.unique(return_inverse=True)
@@ -184,7 +190,7 @@ def _vertices(blocks: SparseBlocks, crossed: _Crossed, points: Tensor, normals: 
         quadrics.index_add_(0, to, (n[:, :, None] * n[:, None]).view(-1, 9))
         right.index_add_(0, to, n * (n * (points[edges[part]] - means[to])).sum(1, keepdim=True))
     quadrics, half = quadrics.view(-1, 3, 3), INSIDE * blocks.spacing
-    step = nearest_to_planes(quadrics, right, FLAT)
+    step = nearest_to_planes(quadrics, right, flat)
     within = means + nearest_within(quadrics, right, step, centers - half - means, centers + half - means)
     # A corner may lie in a cell whose edges are not crossed at all: then who sees its planes may reach for it.
     away = ((means + step - centers).abs() / blocks.spacing).amax(1)

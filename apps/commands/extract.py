@@ -284,14 +284,12 @@ def level_set(
         values[filled] = run.field.query(points[filled]).values
         return values
 
-    def gradients_at(points):
-        return run.field.query(points, gradients=True).gradients
-
     with warnings.catch_warnings():
         if cut:  # a surface that a crop cuts open is what was asked for
             warnings.simplefilter("ignore", OpenSurfaceWarning)
         if sharp:
-            return dual_contour(values_at, gradients_at, bounds, resolution, level)
+            # A grid's own gradients jump between its cells, and vertices with them.
+            return dual_contour(values_at, None, bounds, resolution, level, step=0.5, flat=0.1)
         return isosurface(values_at, bounds, resolution, level, inside_is_above=not distances, **options)
 
 
