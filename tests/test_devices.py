@@ -91,7 +91,9 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
         )
         painting.advance(24)
         assert not isinstance(painting.pixels().colors, Far)
-        run = Run(tmp_path, SimpleNamespace(facts=SceneFacts.of(scene)), job.field, job.renderer, 2, 0.0)
+        run = Run(
+            tmp_path, SimpleNamespace(facts=SceneFacts.of(scene), config=ngp.Config()), job.field, job.renderer, 2, 0.0
+        )
         density = job.field.query(torch.rand(99, 3, device=DEVICE)).values
         mesh = extract_mesh(run, resolution=16, level=float(density.median()), components=0)
         assert len(mesh.faces) and not isinstance(mesh.colors, Far)

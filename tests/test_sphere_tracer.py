@@ -169,7 +169,8 @@ def test_derivatives_by_a_hash_grid_are_finite_differences(kind):
     """Depths of a field with tables and networks, each moved along a random direction; in float64."""
     torch.manual_seed(3)
     grid = HashGridConfig(levels=3, features=2, log2_size=9, base_resolution=4, finest_resolution=12)
-    field = kind(grid, MlpConfig(width=16), color=None, geometry_features=1, radius=0.5).build(Aabb.cube()).double()
+    config = kind(grid=grid, network=MlpConfig(width=16), color=None, geometry_features=1, radius=0.5)
+    field = config.build(Aabb.cube()).double()
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in field.parameters():
