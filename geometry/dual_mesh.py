@@ -23,7 +23,18 @@ from .dual_parts import clamped, cut_quads, nearest_to_planes
 from .hole_filling import fill_small_holes
 from .mesh_cleaning import turned_alike
 from .mesh_ops import vertex_normals
-from .near_cells import Crossings, Function, Lattice, cells_around, corners, crossings, key_of, near_cells, place_of
+from .near_cells import (
+    MAX_BYTES,
+    Crossings,
+    Function,
+    Lattice,
+    cells_around,
+    corners,
+    crossings,
+    key_of,
+    near_cells,
+    place_of,
+)
 from .types import Aabb, Mesh
 
 REACH = 0.75  # cells from a cell's centre, along an axis: planes that touch the surface farther off do not count
@@ -32,7 +43,9 @@ HOLE = 8  # edges around a hole that the surface has not: what is left of errors
 BATCH = 1 << 17  # cells at a time
 
 
-def dual_mesh(function: Function, bounds: Aabb, resolution: int, *, chunk: int = 2**18) -> Mesh:
+def dual_mesh(
+    function: Function, bounds: Aabb, resolution: int, *, chunk: int = 2**18, max_bytes: int = MAX_BYTES
+) -> Mesh:
     """The zero set of an unsigned distance inside ``bounds``, as a mesh in world units, with normals.
 
     Args:
@@ -40,16 +53,18 @@ def dual_mesh(function: Function, bounds: Aabb, resolution: int, *, chunk: int =
         bounds: where to look.
         resolution: cells along their longest edge.
         chunk: points per call.
+        max_bytes: cap on the memory of the cells near the surface.
 
     Returns:
         A Mesh whose neighbouring triangles are turned alike where that is possible, a closed one outwards; it ends
         where the surface does.
 
     Raises:
-        ValueError: the function has no zero set inside the bounds, or returns NaN or other shapes.
+        ValueError: the function has no zero set inside the bounds, one that does not fit into ``max_bytes``, or returns
+            NaN or other shapes.
     """
     with torch.no_grad():
-        lattice, cells = near_cells(function, bounds, resolution, chunk)
+        lattice, cells = near_cells(function, bounds, resolution, chunk, max_bytes)
         found = crossings(lattice, cells)
         if len(found.axes) == 0:
             raise ValueError(

@@ -34,6 +34,8 @@ PIECES = 5  # of an edge that is looked at more closely
 STUBBORN = 4.0  # faces whose number of crossings becomes even that change the clearest edge
 SHIFT = (0.382, 0.271, 0.146)  # cells: so that planes of even numbers go through no corners
 ROUNDS = 30
+CELL_BYTES = 2200  # what a cell costs until it is meshed, as measured
+MAX_BYTES = 2**33
 _BITS = 20  # of a coordinate in a key
 
 
@@ -94,7 +96,9 @@ def corners(device: torch.device) -> Tensor:
     return torch.cartesian_prod(both, both, both)
 
 
-def near_cells(function: Function, bounds: Aabb, resolution: int, chunk: int = 2**18) -> tuple[Lattice, Tensor]:
+def near_cells(
+    function: Function, bounds: Aabb, resolution: int, chunk: int = 2**18, max_bytes: int = MAX_BYTES
+) -> tuple[Lattice, Tensor]:
     """The cells that the zero set of an unsigned distance may cross.
 
     Args:
@@ -102,12 +106,14 @@ def near_cells(function: Function, bounds: Aabb, resolution: int, chunk: int = 2
         bounds: where to look.
         resolution: cells along their longest edge; rounded up to a multiple of a power of two.
         chunk: points per call.
+        max_bytes: cap on the memory of the cells, all that is done with them later included.
 
     Returns:
         The lattice, and the sorted keys (N,) of the cells.
 
     Raises:
-        ValueError: no cells; NaN or other shapes than expected; the function is near zero nowhere.
+        ValueError: no cells, or more than fit into ``max_bytes``; NaN or other shapes than expected; the function is
+            near zero nowhere.
     """
     if not 1 <= resolution <= 1 << (_BITS - 2):
         raise ValueError(f"near_cells: resolution: expected 1 to {1 << (_BITS - 2)} cells, got {resolution}")
@@ -134,6 +140,13 @@ def near_cells(function: Function, bounds: Aabb, resolution: int, chunk: int = 2
             raise ValueError(
                 f"near_cells: function: expected distances that come down to zero inside the bounds, got {least:g} at "
                 "least; choose other bounds or a lower resolution"
+            )
+        if len(cells) * CELL_BYTES > max_bytes:
+            limit, needed, along = max_bytes / 2**30, len(cells) * CELL_BYTES / 2**30, resolution >> (levels - level)
+            raise ValueError(
+                f"near_cells: max_bytes: expected cells that fit into {limit:.3g} GiB, got {needed:.3g} GiB of them "
+                f"near zero with {along} along an edge: distances that are zero in a thick slab, or a large surface; "
+                "lower the resolution, or choose smaller bounds"
             )
     return lattice, key_of(cells).sort().values
 

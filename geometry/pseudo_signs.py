@@ -19,17 +19,19 @@ from torch import Tensor
 from ..cuda.marching_cubes import marching_cubes_blocks
 from .mesh_cleaning import turned_alike
 from .mesh_ops import vertex_normals
-from .near_cells import Function, Lattice, corners, find, judged, key_of, near_cells, place_of
+from .near_cells import MAX_BYTES, Function, Lattice, corners, find, judged, key_of, near_cells, place_of
 from .types import Aabb, Mesh
 
 
-def pseudo_sign_mesh(function: Function, bounds: Aabb, resolution: int, *, chunk: int = 2**18) -> Mesh:
+def pseudo_sign_mesh(
+    function: Function, bounds: Aabb, resolution: int, *, chunk: int = 2**18, max_bytes: int = MAX_BYTES
+) -> Mesh:
     """The zero set of an unsigned distance inside ``bounds``, as a mesh in world units, with normals.
 
     Arguments, result and errors are those of ``dual_mesh``; boundaries go in steps of cells.
     """
     with torch.no_grad():
-        lattice, cells = near_cells(function, bounds, resolution, chunk)
+        lattice, cells = near_cells(function, bounds, resolution, chunk, max_bytes)
         places, offsets = place_of(cells), corners(cells.device)
         keys, index = key_of(places[:, None] + offsets).unique(return_inverse=True)
         values, slopes = lattice.ask(lattice.world(place_of(keys)))

@@ -121,6 +121,19 @@ def test_a_box_that_is_no_cube():
 
 
 @pytest.mark.parametrize("method", [dual_mesh, pseudo_sign_mesh])
+def test_a_thick_slab_is_refused_before_it_takes_the_memory(method):
+    asked = []
+
+    def slab(points):
+        asked.append(len(points))
+        return (points[:, 2].abs() - 0.4).relu(), torch.ones_like(points)
+
+    with pytest.raises(ValueError, match=r"near_cells: max_bytes: expected cells that fit into 0.5 GiB, got .* lower"):
+        method(slab, Aabb.cube(), 1024, max_bytes=2**29)
+    assert sum(asked) < 8 * 2**29 / 2200 + 33**3
+
+
+@pytest.mark.parametrize("method", [dual_mesh, pseudo_sign_mesh])
 def test_errors(method):
     def far(points):
         return torch.full_like(points[:, 0], 3.0), torch.ones_like(points)

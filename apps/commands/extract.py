@@ -225,12 +225,14 @@ def zero_set(run: Any, bounds: Any, resolution: int, method: Method) -> Any:
     """The zero set of an unsigned distance, scene frame."""
     from ...geometry.dual_mesh import dual_mesh
     from ...geometry.pseudo_signs import pseudo_sign_mesh
+    from ..devices import free_memory
 
     def ask(points: Any) -> tuple[Any, Any]:
         output = run.field.query(points, gradients=True)
         return output.values, output.gradients
 
-    return (dual_mesh if method is Method.DUAL else pseudo_sign_mesh)(ask, bounds, resolution)
+    most = int(0.8 * free_memory(run.device))
+    return (dual_mesh if method is Method.DUAL else pseudo_sign_mesh)(ask, bounds, resolution, max_bytes=most)
 
 
 def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> Any:
