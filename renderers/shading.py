@@ -43,9 +43,9 @@ class Lighting:
     """Of shadows: tangent of half the angle that the sun fills."""
     reach: float = 0.25
     """Length within which neighbours occlude, scene units."""
-    ambient: float = 0.25
-    sun: float = 0.45
-    headlight: float = 0.3
+    ambient: float = 0.3
+    sun: float = 0.35
+    headlight: float = 0.4
     """Light from where the viewer is."""
     color: tuple[float, float, float] = (0.86, 0.83, 0.78)
     """Of surfaces that have none of their own."""
