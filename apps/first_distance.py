@@ -128,9 +128,13 @@ def lattice(bounds: Aabb, resolution: int) -> Tensor:
 
 
 def looked_at(camera: Camera, pixels: Pixels, points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Which of points (N, 3) the view has in its picture, and which it looks through, a margin before its depth."""
+    """Which of points (N, 3) the view has in its picture, and which it looks through, a margin before its depth.
+
+    Through a point it looks if the pixels around do so too: a ray beside a wire says nothing about the wire.
+    """
     assert pixels.depths is not None and pixels.alphas is not None
     depths = torch.where(pixels.alphas > 0.5, pixels.depths, torch.inf)
+    depths = -functional.max_pool2d(-depths[None, None], 3, 1, 1)[0, 0]
     inside, empty = [], []
     for part in points.split(CHUNK):
         places, z = camera.project(part)

@@ -58,6 +58,17 @@ def test_a_view_looks_through_what_lies_before_its_depths():
     assert empty.tolist() == [True, False, False, True, False, False]
 
 
+def test_what_lies_beside_a_wire_is_not_looked_through():
+    camera = Camera.perspective(64, 64, 0.6, tf.orbit(torch.zeros(3), 3.0, 1, 0.0, torch.tensor([0.0, 0, 1]))[0])
+    depths, alphas = torch.full((64, 64), 3.0), torch.zeros(64, 64)
+    alphas[:, 31] = 1.0  # one column of pixels shows it
+    pixel = 2 * 3.0 * torch.tan(torch.tensor(0.3)) / 64
+    at = camera.position + 3.0 * camera.forward
+    points = torch.stack([at + (k + 0.5) * pixel * camera.camera_to_world[:3, 0] for k in (-3, -2, -1, 0, 1, 2)])
+    _, empty = looked_at(camera, Pixels(depths=depths, alphas=alphas), points, 0.05)
+    assert empty.tolist() == [True, False, False, False, True, True]
+
+
 def test_a_fit_begins_at_the_surfaces():
     scene = open_scene("demo", downscale=4)
     small = replace(RECIPES["neus"], first=FirstDistance(0.5, 1.0, 150, 48, 20, 50, 120, 4096))
