@@ -192,7 +192,7 @@ def test_a_video_to_a_scene(tmp_path):
     assert_poses([s.camera for s in capture.shots], [cameras[n] for n in numbers], tolerance=0.03)
     scene = open_scene(video, downscale=2)
     assert scene.name == "My Clip"
-    assert [f.name for f in scene.test] == ["frame_000001.jpg"]
+    assert [f.name for f in scene.test] == ["frame_000013.jpg"]
 
 
 def test_fewer_frames_than_asked_for(tmp_path):
