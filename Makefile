@@ -43,11 +43,11 @@ $(VENV)/.torch: | $(BIN)/python
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --config-settings=cmake.define.POLYFIELD_ISAS=native --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable ".[test,cuda]"
+	$(BIN)/python -m pip install --quiet --config-settings=cmake.define.POLYFIELD_ISAS=all --editable ".[test,cuda]"
 	@touch $@ $(VENV)/.demo
 
 clean:
