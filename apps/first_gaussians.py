@@ -72,7 +72,7 @@ class FirstGaussians:
                 raise UserError(f"fit: --first.source mesh: expected a scene with a mesh, {scene.name} has none")
             points, colors = mesh_points(scene.mesh.to(device), self.count, generator)
         elif source is Source.POINTS:
-            points, colors, seconds = self._scene_points(scene, generator)
+            points, colors, seconds = self._scene_points(scene, torch.Generator().manual_seed(seed))
         else:
             points, colors, seconds = self._grid_points(scene, seed, device, budget)
         gaussians = from_points(points, colors, degree=degree, opacity=self.opacity, share=self.scale)
@@ -83,9 +83,9 @@ class FirstGaussians:
             raise UserError(
                 f"fit: --first.source points: expected a scene with points, {scene.name} has none; use grid"
             )
-        points = scene.points.to(generator.device)
+        points = scene.points
         colors = torch.full_like(points, 0.5) if scene.point_colors is None else scene.point_colors.to(points)
-        chosen = torch.randperm(len(points), generator=generator, device=generator.device)[: self.count]
+        chosen = torch.randperm(len(points), generator=generator)[: self.count]
         points, colors = points[chosen], colors[chosen]
         around = min(int(self.surroundings * self.count), self.count - len(points))
         if around <= 0 or not scene.train:

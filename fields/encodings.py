@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class HashGridConfig:
         return HashGrid(self)
 
 
-class Encoding(nn.Module):
+class Encoding(nn.Module, ABC):
     """points (N, 3) in [0, 1] -> (N, out_channels).
 
     Differentiable in points and parameters; so are derivatives by the points, which are results of their own: a loss on
@@ -53,9 +54,13 @@ class Encoding(nn.Module):
     def refresh(self) -> None:
         """After parameters were written by anything but the optimizer that knows of them."""
 
+    @abstractmethod
+    def forward(self, points: Tensor) -> Tensor:
+        """Features (N, C)."""
+
+    @abstractmethod
     def with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) and their derivatives (N, C, 3) by the points."""
-        raise NotImplementedError
 
     def slopes(self, points: Tensor, slopes: Tensor) -> Tensor:
         """How what changes with the features by ``slopes`` (N, C) changes with points (N, 3); these get no gradient."""

@@ -37,7 +37,7 @@ class Fourier(Encoding):
     def __init__(self, config: FourierConfig) -> None:
         super().__init__()
         if config.random < 0 or (config.octaves < 1 and not config.random):
-            raise ValueError(f"Fourier: octaves: expected at least 1, got {config.octaves}; or use --encoding none")
+            raise ValueError(f"Fourier: octaves: expected at least 1, got {config.octaves}; or take no encoding")
         if config.random:
             turns = config.spread * torch.randn(3, config.random)
         else:

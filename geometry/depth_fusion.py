@@ -24,6 +24,7 @@ from torch.nn import functional
 from .cameras import Camera
 from .isosurface import isosurface
 from .mesh_ops import joined, keep_faces
+from .sampling import sampled
 from .sparse_blocks import OpenSurfaceWarning, block_lattice
 from .types import Aabb, Mesh, Pixels
 
@@ -129,21 +130,15 @@ class _DepthMap:
         return (rays.origins + rays.directions * depths[:, None])[seen]
 
     def look(self, points: Tensor, truncation: float) -> tuple[Tensor, Tensor, Tensor]:
-        """points (N, 3) -> d (N,) at most 1, their weights (N,), and where they are in the image: (1, N, 1, 2)."""
+        """points (N, 3) -> d (N,) at most 1, their weights (N,), and where they are in the image (N, 2)."""
         pixels, _ = self.camera.project(points)
         unit = pixels / pixels.new_tensor([self.camera.width, self.camera.height])
         inside = ((unit >= 0) & (unit <= 1)).all(-1)  # NaN compares False
-        grid = (unit * 2 - 1).nan_to_num(2.0)[None, :, None]
-        depth, nearest = (_sample(self.depths[None], grid, mode)[:, 0] for mode in ("bilinear", "nearest"))
+        places = (unit * 2 - 1).nan_to_num(2.0)
+        depth, nearest = (sampled(self.depths[None], places, mode)[:, 0] for mode in ("bilinear", "nearest"))
         depth = torch.where((depth - nearest).abs() < truncation, depth, nearest)  # nothing lies between two surfaces
         d = ((depth - (points - self.camera.position).norm(dim=-1)) / truncation).clamp(max=1)
-        return d, (1 + d).clamp(0, 1) * inside, grid
-
-
-def _sample(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
-    """image (C, H, W) at grid (1, N, 1, 2) -> (N, C)."""
-    found = functional.grid_sample(image[None], grid, mode=mode, padding_mode="border", align_corners=False)
-    return found[0, :, :, 0].T
+        return d, (1 + d).clamp(0, 1) * inside, places
 
 
 def _fuse(maps: list[_DepthMap], bounds: Aabb, voxel: float, truncation: float, max_bytes: int) -> Mesh | None:
@@ -181,7 +176,7 @@ def _attributes(maps: list[_DepthMap], vertices: Tensor, normals: Tensor, trunca
     seen = torch.zeros(len(vertices), dtype=torch.bool, device=vertices.device)
     colors, weights = torch.zeros_like(vertices), torch.zeros_like(vertices[:, :1])
     for view in maps:
-        d, weight, grid = view.look(vertices, truncation)
+        d, weight, places = view.look(vertices, truncation)
         near = (d < 1) & (weight > 0)
         seen |= near
         if view.colors is None:
@@ -189,6 +184,6 @@ def _attributes(maps: list[_DepthMap], vertices: Tensor, normals: Tensor, trunca
         towards = functional.normalize(view.camera.position - vertices, dim=-1)
         facing = (towards * normals).sum(-1).clamp(min=0.01).square()
         weight = (weight * near * facing)[:, None]
-        colors += weight * _sample(view.colors.permute(2, 0, 1).float() / 255, grid)
+        colors += weight * sampled(view.colors.permute(2, 0, 1).float() / 255, places)
         weights += weight
     return seen, colors / weights.clamp(min=1e-12)

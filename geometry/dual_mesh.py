@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .dual_parts import clamped, cut_quads, nearest_to_planes
+from .dual_parts import cut_quads, nearest_to_planes
 from .hole_filling import fill_small_holes
 from .mesh_cleaning import turned_alike
 from .mesh_ops import vertex_normals
@@ -95,7 +95,8 @@ def _vertices(lattice: Lattice, cells: Tensor, found: Crossings, quads: Tensor) 
         planes = planes * counts[..., None]
         off = (planes * (touch - means[part, None])).sum(2)
         step = nearest_to_planes(planes.transpose(1, 2) @ planes, (planes * off[..., None]).sum(1), FLAT)
-        out.append(clamped(means[part] + step, centers, 0.49 * lattice.cell))  # of two cells, never the same place
+        half = 0.49 * lattice.cell  # of two cells, never the same place
+        out.append((means[part] + step).clamp(centers - half, centers + half))
     return torch.cat(out)
 
 

@@ -21,11 +21,6 @@ def nearest_to_planes(quadrics: Tensor, right: Tensor, least: float) -> Tensor:
     return (axes @ (inverse[..., None] * (axes.transpose(1, 2) @ right.double()[..., None])))[..., 0].to(right)
 
 
-def clamped(points: Tensor, centers: Tensor, half: Tensor | float) -> Tensor:
-    """Points (N, 3) moved into the boxes around ``centers`` (N, 3), each axis by itself."""
-    return torch.minimum(torch.maximum(points, centers - half), centers + half)
-
-
 def nearest_within(
     quadrics: Tensor, right: Tensor, steps: Tensor, low: Tensor, high: Tensor, rounds: int = 12
 ) -> Tensor:
@@ -33,7 +28,7 @@ def nearest_within(
 
     Not each axis by itself, but to where in the box the planes are nearest: by coordinate descent on the same squares.
     """
-    inside = torch.minimum(torch.maximum(steps, low), high)
+    inside = steps.clamp(low, high)
     out = (inside != steps).any(1).nonzero()[:, 0]
     a, b, x, least, most = quadrics[out], right[out], inside[out], low[out], high[out]
     diagonal = a.diagonal(dim1=1, dim2=2)

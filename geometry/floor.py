@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .cameras import Camera
+from .sampling import sampled
 from .types import Rays
 
 LEAST = 30  # pixels that two photographs must share
@@ -101,8 +102,5 @@ def _sample(image: Tensor, camera: Camera, pixels: Tensor) -> Tensor:
     """The brightness (N,) at pixel positions (N, 2); NaN outside."""
     size = pixels.new_tensor([camera.width, camera.height])
     inside = ((pixels >= 0) & (pixels <= size)).all(-1)
-    place = torch.where(inside[:, None], pixels / size * 2 - 1, 0.0)
-    found = functional.grid_sample(
-        image[None, None], place[None, None].to(image), "bilinear", "border", align_corners=False
-    )
-    return torch.where(inside, found[0, 0, 0], math.nan)
+    places = torch.where(inside[:, None], pixels / size * 2 - 1, 0.0).to(image)
+    return torch.where(inside, sampled(image[None], places)[:, 0], math.nan)

@@ -12,6 +12,7 @@ from polyfield.apps.api import fit_scene
 from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
 from polyfield.apps.exposures import ExposureKind
+from polyfield.apps.first_gaussians import FirstGaussians, Source
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
 from polyfield.apps.images import photograph
@@ -110,6 +111,16 @@ def test_a_fit_is_all_on_its_device(scene, tmp_path):
         back.restore(*Checkpoints(tmp_path, 1.0).load())
         assert back.step == 3
         step(back)
+
+
+def test_gaussians_begin_on_a_device_at_a_scene_s_own_points(scene):
+    """Photographs, cameras and points stay on the CPU; half of what is asked for fills the holes between the points."""
+    points = scene.mesh.vertices[:200]
+    opaque = scene.with_frames(tuple(replace(f, alphas=None, mask=None) for f in scene.frames))
+    with fake_gpu():
+        first = FirstGaussians(source=Source.POINTS, count=2 * len(points), surroundings=0.5)
+        gaussians, _ = first.draw(replace(opaque, points=points), 0, 0, DEVICE, Budget(steps=1))
+        assert isinstance(gaussians.means, Far) and len(points) < len(gaussians.means) <= 2 * len(points)
 
 
 def test_what_asks_for_no_answer_waits_for_none(scene):

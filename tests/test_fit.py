@@ -246,6 +246,20 @@ def test_render_every_channel(run, tmp_path):
     assert (tmp_path / "o.mp4").stat().st_size > 500
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--channels", "color", "shaded"], "--channels shaded: expected --renderer trace as well, got auto; add it"),
+        (["--shadows"], "--shadows: expected --renderer trace as well, got auto; add it"),
+        (["--occlusion"], "--occlusion: expected --renderer trace as well, got auto; add it"),
+    ],
+)
+def test_what_only_traced_surfaces_have_is_refused_of_others(run, tmp_path, capsys, options, message):
+    assert main(["render", str(run), "--output", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_folder_that_exists_is_left_alone(run, capsys):
     before = (run / "config.json").read_bytes()
     assert main(["fit", "ngp", "demo", "--run", str(run)]) == 2

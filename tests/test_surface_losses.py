@@ -12,8 +12,9 @@ from polyfield.apps.supervision import known_points, needed
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.protocols import FieldOutput
 from polyfield.geometry import Aabb, Pixels, Points, Rays
+from polyfield.geometry.rays import clip_to_box
 from polyfield.renderers.losses.curvature import Curvature, bending, tangents
-from polyfield.renderers.losses.free_space import FreeSpace, crossing, free_error
+from polyfield.renderers.losses.free_space import FreeSpace, free_error
 from polyfield.renderers.losses.s3im import S3im, similarities
 from polyfield.renderers.losses.sparsity import Sparsity, sparsity
 from polyfield.renderers.losses.surface_points import SurfacePoints
@@ -92,7 +93,8 @@ def test_where_rays_cross_a_box():
         torch.tensor([0.5, 0.2, 0.0, 0.0]),
         torch.full((4,), torch.inf),
     )
-    start, end = crossing(rays, Aabb.cube())
+    inside = clip_to_box(rays, Aabb.cube())
+    start, end = inside.near, inside.far
     torch.testing.assert_close(start[:2], torch.tensor([2.0, 0.2]))
     torch.testing.assert_close(end[:2], torch.tensor([4.0, 1.0]))
     assert end[2] <= start[2], "beside it"

@@ -53,6 +53,9 @@ class Up(Enum):
     Z = "z"
 
 
+AXES = {Up.X: (1.0, 0.0, 0.0), Up.Y: (0.0, 1.0, 0.0), Up.Z: (0.0, 0.0, 1.0)}
+
+
 GRID = HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=512)
 
 
@@ -96,8 +99,7 @@ class Config:
             )
         scene = load_shape(Path(source), repair=self.repair, signed=self.signed)
         by_file = Up.Y if Path(source).suffix.lower() == ".obj" else Up.Z
-        axis = "xyz".index((by_file if self.up is Up.AUTO else self.up).value)
-        return replace(scene, upwards=tuple(float(k == axis) for k in range(3)))  # type: ignore[arg-type]
+        return replace(scene, upwards=AXES[by_file if self.up is Up.AUTO else self.up])
 
     @property
     def signed(self) -> bool:

@@ -214,18 +214,21 @@ class Config:
         if job.step % self.control.reorder_every == 0:
             density_control.reorder(job.field, job.optimizer, job.renderer.statistics)
 
-    def _growth(self, report: Report) -> float:
-        """By what factor to grow now: as often as up to ``full``, at the pace so far, makes ``most`` of them."""
-        c, count = self.control, max(1, len(report.job.field))  # type: ignore[arg-type]
-        left = (c.full - report.spent) / max(report.spent, 1e-9) * report.job.step / c.every
-        return min(max(c.growth, (self.most / count) ** (1 / max(1.0, left))), c.most_growth) if left > 0 else c.growth
+    def _growth(self, count: int, step: int, spent: float) -> float:
+        """By what factor ``count`` Gaussians grow now: at the pace so far, they are ``most`` once ``full`` is spent."""
+        c = self.control
+        left = (c.full - spent) / max(spent, 1e-9) * step / c.every  # times to grow
+        if left <= 0:
+            return c.growth
+        return min(max(c.growth, (self.most / max(1, count)) ** (1 / max(1.0, left))), c.most_growth)
 
     def control_density(self, report: Report) -> None:
         job, c = report.job, self.control
         assert isinstance(job.field, GaussianField) and isinstance(job.optimizer, Adam)
         if c.begin <= report.spent < c.end and job.step % c.every == 0:
             density_control.relocate(job.field, job.optimizer, job.generator, min_opacity=c.min_opacity)
-            density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=self._growth(report))
+            factor = self._growth(len(job.field), job.step, report.spent)
+            density_control.grow(job.field, job.optimizer, job.generator, most=self.most, factor=factor)
         if job.step % c.noise_every == 0:
             amount = c.noise * self.rates.means * 0.01**report.spent
             density_control.shake(job.field, job.generator, amount * c.noise_every**0.5)

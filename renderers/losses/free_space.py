@@ -16,20 +16,14 @@ import torch
 from torch import Tensor
 
 from ...fields.protocols import Field
-from ...geometry import Aabb, Rays
+from ...geometry import Rays
+from ...geometry.rays import clip_to_box
 from ..protocols import Step
 
 
 def free_error(distances: Tensor, most: Tensor, steepness: float) -> Tensor:
     """distances, most (N,) -> (N,): how far distances are from [0, most], below 0 times ``steepness``."""
     return torch.maximum((-steepness * distances).relu(), distances - most)
-
-
-def crossing(rays: Rays, bounds: Aabb) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave a box: t (R,) each, from ``near`` on; the first is the larger where they miss it."""
-    at = torch.stack([bounds.low - rays.origins, bounds.high - rays.origins]) / rays.directions
-    at = at.nan_to_num(torch.inf)  # along an axis, in the box's own face
-    return torch.maximum(at.amin(0).amax(-1), rays.near), torch.minimum(at.amax(0).amin(-1), rays.far)
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,8 @@ class FreeSpace:
         counts = torch.ones_like(chosen, dtype=torch.bool)
         if step.target.masks is not None:
             counts &= step.target.masks[chosen]
-        start, end = (t[chosen] for t in crossing(rays, field.bounds))
+        inside = clip_to_box(rays, field.bounds)
+        start, end = inside.near[chosen], inside.far[chosen]
         most, empty = torch.full_like(start, torch.inf), torch.zeros_like(counts)
         if alphas is not None:
             empty = alphas[chosen] == 0
