@@ -143,8 +143,8 @@ class Camera(_TensorDataclass):
         """``resized`` to the size divided by ``factor``, rounded; at least one pixel."""
         return self.resized(*downscaled_size(self.width, self.height, factor))
 
-    def cropped(self, x: int, y: int, width: int, height: int) -> Camera:
-        """The window of the image whose upper left corner is (x, y); it may reach beyond the image."""
+    def cropped(self, x: float, y: float, width: int, height: int) -> Camera:
+        """The window of the image whose upper left corner is (x, y), pixels; it may reach beyond the image."""
         shift = torch.zeros_like(self.K)
         shift[0, 2], shift[1, 2] = x, y
         return replace(self, K=self.K - shift, width=width, height=height)

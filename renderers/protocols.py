@@ -33,6 +33,8 @@ class Render:
 class Renderer(Protocol[F_contra]):
     """Draws a field: an image for a Camera, flat pixels for Rays (of renderers that work ray by ray)."""
 
+    oversampling: int  # rays along a pixel, of pictures to be kept: 1 where pixels are areas anyway
+
     def render(self, field: F_contra, view: Camera | Rays) -> Render: ...
 
 

@@ -66,6 +66,7 @@ class SphereTracer(nn.Module):
     """
 
     up: Tensor
+    oversampling = 2  # rays along a pixel, of pictures to be kept
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class SplatRenderer(nn.Module):
     """Draws ``Primitives`` for cameras without distortion (``datasets.undistort`` takes it out of photographs)."""
 
     background: Tensor
+    oversampling = 1  # Gaussians are drawn as wide as a pixel at least
     lenses: ClassVar = {CameraModel.PINHOLE: Lens.PINHOLE, CameraModel.FISHEYE: Lens.FISHEYE}
 
     def __init__(

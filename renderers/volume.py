@@ -46,6 +46,8 @@ class MarchConfig:
 class VolumeRenderer(nn.Module):
     """Renders any ``Field`` under any opacity law, where ``occupancy`` says that something may be."""
 
+    oversampling = 2  # rays along a pixel, of pictures to be kept
+
     def __init__(self, occupancy: OccupancyGrid, opacity: Opacity, background: Background, config: MarchConfig) -> None:
         super().__init__()
         self.occupancy = occupancy

@@ -24,6 +24,7 @@ def run(
     resolution: int = 512,
     device: str = "auto",
     half_fit: bool = False,
+    oversampling: int | None = None,
 ) -> None:
     """Render every held-out view, and write RUN/metrics.json and RUN/contact_sheet.png (photo, render, error, depth).
 
@@ -38,14 +39,17 @@ def run(
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
         half_fit: of a run with --exposure gain or codes: fit each held-out photograph's own to its left half, and
             measure the right half alone, as NeRF-W does.
+        oversampling: rays along a pixel, whose mean is compared; by default 2 (so 4 rays), of Gaussians 1.
     """
     from ..devices import enough_memory
+    from ..errors import at_least
     from ..mesh_scores import summary
     from ..run import open_run
 
+    at_least(1, oversampling, "evaluate: --oversampling")
     opened = open_run(run, device)
     with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
-        metrics = evaluate(opened, views_on_sheet, mesh, resolution, half_fit)
+        metrics = evaluate(opened, views_on_sheet, mesh, resolution, half_fit, oversampling)
     if "chamfer" in metrics:
         f_score = ", ".join(f"{score:.4f} at {percent} %" for percent, score in metrics["f_score"].items())
         print(f"Chamfer distance {metrics['chamfer']:.3g}, {metrics['chamfer_percent']:.4f} % of the diagonal")
@@ -62,12 +66,18 @@ def run(
 
 
 def evaluate(
-    run: Any, views_on_sheet: int = 6, mesh: str | None = None, resolution: int = 512, half_fit: bool = False
+    run: Any,
+    views_on_sheet: int = 6,
+    mesh: str | None = None,
+    resolution: int = 512,
+    half_fit: bool = False,
+    oversampling: int | None = None,
 ) -> dict[str, Any]:
     """The same for an open run; returns what it writes."""
     import torch
 
     from ...renderers.metrics import lpips, psnr, ssim
+    from ...renderers.oversampling import oversampled
     from ..devices import CPU, wait
     from ..errors import UserError
     from ..half_fit import fitted_half, load_appearance, right_half
@@ -89,7 +99,7 @@ def evaluate(
     perceptual: bool = True
     for index, frame in enumerate(scene.test):
         start = time.perf_counter()
-        pixels = run.renderer.render(run.field, frame.camera).pixels
+        pixels = oversampled(run.renderer, run.field, frame.camera, oversampling)
         wait(run.device)
         seconds = time.perf_counter() - start
         target = photograph(frame, run.renderer)
@@ -123,6 +133,7 @@ def evaluate(
         "views": views,
         "width": camera.width,
         "height": camera.height,
+        "oversampling": oversampling or run.renderer.oversampling,
     }
     width = max(row.shape[1] for row in sheet)
     padded = [torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in sheet]

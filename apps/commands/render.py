@@ -66,6 +66,7 @@ def run(
     renderer: Drawing = Drawing.AUTO,
     shadows: bool = False,
     occlusion: bool = False,
+    oversampling: int | None = None,
     device: str = "auto",
 ) -> None:
     """Render RUN to a folder of PNG files, or to one MP4 per channel if the output ends in .mp4.
@@ -84,18 +85,19 @@ def run(
         renderer: auto is the fit's own, or for a shape trace, which draws a distance's surface by sphere tracing.
         shadows: of a traced surface: let it stand in the sun's way.
         occlusion: of a traced surface: darken what neighbours surround.
+        oversampling: rays along a pixel, whose mean it shows; by default 2 (so 4 rays), of Gaussians 1.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
-    from ..errors import UserError
+    from ..errors import UserError, at_least
     from ..run import open_run
 
     if path is not None:
         views = Views.PATH
     if views is Views.PATH and path is None:
         raise UserError("render: --views path: expected --path FILE as well; record one with `polyfield view`")
-    if frames is not None and frames < 1:
-        raise UserError(f"render: --frames: expected at least 1, got {frames}")
+    at_least(1, frames, "render: --frames")
+    at_least(1, oversampling, "render: --oversampling")
     opened = renderer.of(open_run(run, device), shadows, occlusion, "render")
     if Channel.SHADED in channels and not hasattr(opened.renderer, "lighting"):
         raise UserError("render: --channels shaded: expected --renderer trace as well, got auto; add it")
@@ -104,7 +106,7 @@ def run(
     frames = frames or (8 if opened.of_shape and output.suffix.lower() != ".mp4" else 120)
     cameras = _sized(_cameras(opened, views, path, frames), width, height)
     with enough_memory("render", opened.device, "lower --width or --height"):
-        written = _write(opened, cameras, output, channels, fps)
+        written = _write(opened, cameras, output, channels, fps, oversampling)
     print("\n".join(str(p) for p in written))
 
 
@@ -163,10 +165,16 @@ def picture(pixels: Any, channel: Channel) -> Any:
 
 
 def _write(
-    run: Any, cameras: list[tuple[str, Any]], output: Path, channels: tuple[Channel, ...], fps: int
+    run: Any,
+    cameras: list[tuple[str, Any]],
+    output: Path,
+    channels: tuple[Channel, ...],
+    fps: int,
+    rays: int | None,
 ) -> list[Path]:
     from rich.progress import track
 
+    from ...renderers.oversampling import oversampled
     from ..images import VideoWriter, save_png
 
     movie = output.suffix.lower() == ".mp4"
@@ -176,7 +184,7 @@ def _write(
     writers = {c: VideoWriter(files[c], fps) for c in channels} if movie else {}
     try:
         for name, camera in track(cameras, "rendering"):
-            pixels = run.renderer.render(run.field, camera, normals=Channel.NORMAL in channels).pixels
+            pixels = oversampled(run.renderer, run.field, camera, rays, normals=Channel.NORMAL in channels)
             for channel in channels:
                 if movie:
                     writers[channel].add(picture(pixels, channel))
