@@ -65,8 +65,6 @@ class FirstDistance:
         job = config.build(scene, seed, model.bounds_low.device)
         fit(job, quick, config.after_step())
         distances = solid_distances(self._carve(job, scene))
-        if distances is not None and not model.signed:
-            distances = around_middle(distances, MARGIN / self.resolution)
         if distances is not None:
             self._learn(model, distances.to(model.bounds_low.device), seed)
         return time.perf_counter() - started
@@ -107,17 +105,6 @@ class FirstDistance:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-
-
-def around_middle(distances: Tensor, most: float) -> Tensor:
-    """Signed distances (R, R, R) to slabs -> unsigned ones to their middles, of slabs up to twice ``most`` thick.
-
-    What views leave of a sheet is a slab, since each keeps a margin before what it sees. Its middle is as deep in it as
-    all but the deepest cells are.
-    """
-    depths = (-distances[distances < 0]).sort().values
-    depth = depths[int(0.95 * (len(depths) - 1))]
-    return (distances + depth.clamp(max=most)).abs()
 
 
 def lattice(bounds: Aabb, resolution: int) -> Tensor:

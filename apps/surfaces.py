@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from ..datasets.scene import Scene
@@ -24,8 +25,9 @@ from ..renderers.losses.sparsity import Sparsity
 from ..renderers.losses.surface_points import SurfacePoints
 from ..renderers.protocols import Loss
 from ..renderers.volume import MarchConfig
+from .devices import CPU
 from .first_distance import FirstDistance
-from .fit import Budget
+from .fit import Budget, Job
 from .recipes import ngp
 from .run import SceneFacts
 
@@ -67,6 +69,16 @@ class SurfaceConfig(ngp.Config):
         """At the surfaces of a quick hash-grid fit."""
         assert isinstance(model, GridDistance)
         return self.first.teach(model, scene, seed, budget) if self.first.grid_share > 0 else 0.0
+
+    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
+        """Everything that ``fit`` needs, on ``device``.
+
+        What a field was taught, the occupancy grid knows too: the first steps would march through all of space.
+        """
+        job = super().build(scene, seed, device, budget)
+        if budget is not None and self.first.grid_share > 0:
+            self.look(job, all_cells=True)
+        return job
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""

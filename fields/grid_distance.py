@@ -88,7 +88,7 @@ class GridDistance(nn.Module):
         self.network = config.network.build(self.encoding.out_channels + 3, config.geometry_features, biases=True)
         with torch.no_grad():
             self.network.weights[-1][0].zero_()
-        inputs = (config.sh_degree + 1) ** 2 + 6 + config.geometry_features
+        inputs = (config.sh_degree + 1) ** 2 + (6 if self.signed else 3) + config.geometry_features
         self.color_network = (
             None if config.color is None else config.color.build(inputs, 3, biases=True, bfloat16=config.bfloat16)
         )
@@ -117,22 +117,21 @@ class GridDistance(nn.Module):
     def query(
         self, points: Tensor, directions: Tensor | None = None, *, gradients: bool | Differences = False
     ) -> FieldOutput:
-        """Distances at points (N, 3); colours if directions (N, 3); gradients (N, 3) with colours or if asked for.
+        """Distances at points (N, 3), colours if directions (N, 3), gradients (N, 3) if asked for or for colours.
 
         Gradients are what ``config.gradients`` says, or what a callable makes of the distances. They are differentiable
         by the parameters as distances are: a loss on them needs no double backward.
         """
-        if gradients is False and directions is None:
+        if gradients is False and (directions is None or not self.signed):
             values, geometry = self._values(points)
-            return FieldOutput(values, features=geometry)
+            return FieldOutput(values, None, self._color(directions, None, self._place(points), geometry), geometry)
         if callable(gradients):
             values, geometry = self._values(points)
             gradient = gradients(values)
         else:
             finite = self.config.gradients is Gradients.FINITE
             values, gradient, geometry = self._finite(points) if finite else self._analytic(points)
-        colors = None if directions is None else self._color(directions, gradient, self._place(points), geometry)
-        return FieldOutput(values, gradient, colors, geometry)
+        return FieldOutput(values, gradient, self._color(directions, gradient, self._place(points), geometry), geometry)
 
     def _place(self, points: Tensor) -> Tensor:
         """(N, 3) in [-1, 1]^3."""
@@ -173,13 +172,14 @@ class GridDistance(nn.Module):
         values, slope = self.shape(base + geometry[:, 0])
         return values, gradient if slope is None else gradient * slope[:, None], geometry
 
-    def facing(self, gradient: Tensor, directions: Tensor) -> Tensor:
-        """(N, 3) normals that colours go by, from gradients (N, 3) and view directions (N, 3)."""
-        return torch.nn.functional.normalize(gradient, dim=-1)
-
-    def _color(self, directions: Tensor, gradient: Tensor, place: Tensor, geometry: Tensor) -> Tensor | None:
-        if self.color_network is None:
+    def _color(
+        self, directions: Tensor | None, gradient: Tensor | None, place: Tensor, geometry: Tensor
+    ) -> Tensor | None:
+        """Of signed distances by their normals too; an unsigned one has none on the surface itself."""
+        if self.color_network is None or directions is None:
             return None
-        normal = self.facing(gradient, directions)
-        inputs = [sh_basis(directions, self.config.sh_degree), normal, place, geometry]
+        inputs = [sh_basis(directions, self.config.sh_degree), place, geometry]
+        if self.signed:
+            assert gradient is not None
+            inputs.insert(1, torch.nn.functional.normalize(gradient, dim=-1))
         return torch.sigmoid(self.color_network(torch.cat(inputs, -1)))

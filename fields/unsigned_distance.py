@@ -44,10 +44,8 @@ class UnsignedDistanceConfig(GridDistanceConfig):
 
 
 class UnsignedDistance(GridDistance):
-    """Unsigned distances over ``bounds``, in scene units, and colours, if it has any.
-
-    The side of a surface that a colour belongs to is the viewer's: its normal is turned against the view direction.
-    """
+    """Unsigned distances over ``bounds``, in scene units, and colours, if it has any: the side of a surface that they
+    belong to is the viewer's."""
 
     signed = False
     config: UnsignedDistanceConfig
@@ -61,8 +59,3 @@ class UnsignedDistance(GridDistance):
         if self.config.head is Head.FOLD:
             return raw.abs(), raw.sign()
         return raw + (-raw).relu().detach(), None
-
-    def facing(self, gradient: Tensor, directions: Tensor) -> Tensor:
-        """Normals against the view directions."""
-        turned = (gradient * directions).sum(-1, keepdim=True).sign().detach()
-        return torch.nn.functional.normalize(-turned * gradient, dim=-1)

@@ -115,15 +115,16 @@ class Unsigned(nn.Module):
         alpha = (Z(f_near) - Z(f_low)) / Z(f_near),   Z(f) = 1 - exp(-s f),
 
     f_near where the interval begins and f_low the least distance in it, by the distance in its middle and its slope
-    along the ray. Light along an approach is Z(f), 0 on the surface, so weights are unbiased to first order and a
-    surface is opaque from both sides; where a ray leaves, nothing is lost. An interval whose middle lies behind the
-    surface that it crosses has it too: the distance is reflected there. s is learned.
+    along the ray: that between intervals, since on the surface, where all light goes, there is no gradient. Light along
+    an approach is Z(f), 0 on the surface, so weights are unbiased to first order and a surface is opaque from both
+    sides; where a ray leaves, nothing is lost. An interval whose middle lies behind the surface that it crosses has it
+    too: the distance is reflected there. s is learned.
 
     Source: Liu et al., "NeUDF: Learning Unsigned Distance Fields with Volume Rendering", 2023, eq. 6 to 8, with a Z
     that nears 1 exponentially in place of a fraction: the fraction's tail darkens what passes an edge far off.
     """
 
-    needs_gradients, outwards = True, 1.0
+    needs_gradients, outwards = False, 1.0
 
     def __init__(self, sharpness: float = 60.0) -> None:
         super().__init__()
@@ -135,11 +136,7 @@ class Unsigned(nn.Module):
         return (3 * self.third).exp().clamp(max=1e5)
 
     def forward(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
-        if output.gradients is None:
-            cosine = _steepest(output.values, samples)
-        else:
-            cosine = (output.gradients * samples.directions(rays)).sum(-1).clamp(-1, 1)
-        change = (samples.t_ends - samples.t_starts) / 2 * cosine
+        change = (samples.t_ends - samples.t_starts) / 2 * _steepest(output.values, samples)
         near, low = (output.values - change).abs(), (output.values - change.abs()).relu()
         light, left = (-torch.expm1(-self.sharpness * f) for f in (near, low))
         return ((light - left + 1e-5) / (light + 1e-5)).clamp(0, 1)

@@ -82,14 +82,16 @@ def test_distances_are_never_negative_and_gradients_are_theirs(head):
     assert float((raw < 0).double().mean()) > 0.02, "both sides of the kink are looked at"
 
 
-def test_colors_belong_to_the_viewers_side():
-    """The two sides of a surface are told apart by the normal that faces the viewer, which has no sign of its own."""
+def test_colors_go_by_the_viewers_side_without_a_gradient():
+    """The two sides of a surface are told apart by the direction alone: on it there is no normal."""
     made, p = field(torch.float32, color=MlpConfig(width=16), geometry_features=4), points(8)
     directions = torch.nn.functional.normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
-    slopes = made.query(p, directions).gradients
-    normals = made.facing(slopes, directions)
-    assert ((normals * directions).sum(1) < 0).all()
-    torch.testing.assert_close(made.facing(-slopes, directions), normals)
+    front, back = made.query(p, directions), made.query(p, -directions)
+    assert front.gradients is None
+    assert float((front.colors - back.colors).abs().mean()) > 1e-3
+    with_gradients = made.query(p, directions, gradients=True)
+    torch.testing.assert_close(with_gradients.colors, front.colors)
+    assert with_gradients.gradients is not None
 
 
 # ---- the slope loss ------------------------------------------------------------------------------------------------

@@ -1,21 +1,25 @@
 """Unsigned distances from photographs: the law that draws them, where fits begin, and what they leave open."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from polyfield.apps.__main__ import main
-from polyfield.apps.first_distance import FirstDistance, around_middle
-from polyfield.apps.fit import Budget
+from polyfield.apps.first_sheet import FirstSheet
+from polyfield.apps.fit import Budget, fit
 from polyfield.apps.recipes import ngp, udf
 from polyfield.apps.run import open_run
+from polyfield.apps.shape_batches import SamplesConfig
 from polyfield.datasets import demo
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
 from polyfield.fields.protocols import FieldOutput
 from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
-from polyfield.geometry import Rays, Samples
+from polyfield.geometry import Points, Rays, Samples
+from polyfield.renderers.losses.known_distances import KnownDistances
 from polyfield.renderers.opacity import Unsigned
+from polyfield.renderers.protocols import Step
 
 from .test_opacity_laws import N, towards_a_plane, weights_of
 
@@ -26,7 +30,7 @@ SMALL = replace(
     ),
     occupancy=ngp.OccupancyConfig(resolution=64),
     samples_per_step=4096,
-    first=FirstDistance(0.5, 1.0, 120, 48, 12, 50, 120, 4096),
+    first=FirstSheet(points=30_000, radius=0.1, samples=SamplesConfig(batch=4096, first=1 << 15, most=1 << 15)),
 )
 
 
@@ -38,13 +42,10 @@ def unsigned_plane(cosine, count=N):
 
 
 @pytest.mark.parametrize("cosine", [-1.0, -0.6, -0.2])
-@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("count", [N, N + 1, 97])
-def test_a_surface_is_opaque_where_it_is(cosine, gradients, count):
+def test_a_surface_is_opaque_where_it_is(cosine, count):
     """Whether the middle of the interval that crosses it lies before or behind it."""
     rays, samples, output = unsigned_plane(cosine, count)
-    if not gradients:
-        output = FieldOutput(output.values)
     weights = weights_of(Unsigned(300.0)(output, rays, samples), samples).detach()
     middle = (samples.t_starts + samples.t_ends) / 2
     step = float(samples.t_ends[0] - samples.t_starts[0])
@@ -60,11 +61,9 @@ def test_what_a_ray_leaves_is_not_seen():
     samples = Samples(ends[:-1], ends[1:], torch.zeros(100, dtype=torch.int32), torch.tensor([0, 100]).int())
     t = (ends[:-1] + ends[1:]) / 2
     law = Unsigned(100.0)
-    leaving = FieldOutput(t, gradients=torch.tensor([[0.0, 0, 1]]).expand(100, 3))
-    assert float(weights_of(law(leaving, rays, samples), samples).sum()) < 1e-3
+    assert float(weights_of(law(FieldOutput(t), rays, samples), samples).detach().sum()) < 1e-3
     beside = torch.hypot(t - 0.5, torch.tensor(0.1))
-    slope = torch.stack([torch.zeros(100), torch.zeros(100), (t - 0.5) / beside], 1)
-    passing = weights_of(law(FieldOutput(beside, gradients=slope), rays, samples), samples).sum()
+    passing = weights_of(law(FieldOutput(beside), rays, samples), samples).sum()
     assert float(passing) < 3e-3, "ten widths off; 1e-5 of each interval keeps quotients finite"
 
 
@@ -102,16 +101,36 @@ def test_a_fit_begins_at_the_sheet(bowl):
     at = bowl.mesh.vertices[::40]
     on = job.field.distance(at)
     assert float(on.median()) < 0.06
-    assert float(job.field.distance(at.new_tensor([[0.0, 0.0, 0.5]]))) > 0.1, "no longer the sphere that it began as"
+    above = at.new_tensor([[0.0, 0.0, 0.9]])
+    assert 0.2 < float(job.field.distance(above)) < 0.85, "from what is below, and no longer from the middle"
     assert not job.field.signed
+    assert 0 < job.elapsed < 120
+    rows = job.parts["known"].state_dict()["rows"]
+    assert rows.shape == (1 << 15, 4) and float((job.field.distance(rows[:, :3]) - rows[:, 3]).abs().mean()) < 0.05
 
 
-def test_the_middle_of_a_slab():
-    z = torch.linspace(-1, 1, 65)[:, None, None].expand(65, 3, 3)
-    found = around_middle(z.abs() - 0.125, 0.5)
-    assert float((found - z.abs()).abs().max()) < 0.04
-    thick = around_middle(z.abs() - 0.5, 0.1)
-    torch.testing.assert_close(thick, (z.abs() - 0.4).abs())
+def test_what_is_known_counts_while_colors_are_learned():
+    """Weighted; at places that the step's number chooses; nothing before there are any; a checkpoint keeps them."""
+    known = KnownDistances(2.0, torch.device("cpu"), points=64)
+    field = SimpleNamespace(distance=lambda p: p.norm(dim=1), bounds=None, signed=False)
+    step = Step(3, field, None, None, None)
+    assert float(known(step)) == 0.0
+    places = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    known.learn(Points(places, places.norm(dim=1) - 0.25))
+    assert float(known(step)) == pytest.approx(0.5, abs=1e-5)
+    known.learn(Points(places, places[:, 0]))
+    again = KnownDistances(2.0, torch.device("cpu"), points=64)
+    again.load_state_dict(known.state_dict())
+    assert float(again(step)) == float(known(step)) != float(known(replace(step, index=4)))
+
+
+def test_photographs_that_show_nothing_leave_no_sheet(bowl):
+    """A fit goes on from the point that the field begins as."""
+    empty = bowl.with_frames(tuple(replace(f, alphas=torch.zeros_like(f.alphas)) for f in bowl.frames))
+    job = SMALL.build(empty, 0, budget=Budget(steps=90))
+    assert len(job.parts["known"].state_dict()["rows"]) == 0
+    fit(job, Budget(steps=2), SMALL.after_step())
+    assert job.step == 2
 
 
 def test_from_the_command_line(tmp_path, monkeypatch):

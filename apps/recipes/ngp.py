@@ -38,6 +38,9 @@ from ..march_pace import MarchPace
 from ..run import SceneFacts
 from ..supervision import known_points, needed
 
+FORMED = 0.1  # of the budget: by then surfaces are
+HAZE = 1e-3  # before, all that is less transparent than this counts
+
 
 class Background(Enum):
     """What stands behind the scene."""
@@ -83,7 +86,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches."""
+    """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches.
+
+    What is more transparent than ``march.min_alpha`` is nothing, once the scene has formed: a step's samples are for
+    more rays then.
+    """
 
     default_steps: ClassVar[int] = 4000
     takes_normals: ClassVar[bool] = False
@@ -94,7 +101,7 @@ class Config:
             grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True)
         )
     )
-    march: MarchConfig = MarchConfig(min_transmittance=1e-3)
+    march: MarchConfig = MarchConfig(min_transmittance=1e-3, min_alpha=2e-2)
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
@@ -210,7 +217,8 @@ class Config:
         return [self.set_pace, self.set_levels, self.update_occupancy, self.update_average, center_exposures]
 
     def set_pace(self, report: Report) -> None:
-        """Steer the next step towards the wanted number of samples."""
+        """Steer the next step towards the wanted number of samples, of what counts by then."""
+        report.job.renderer.haze = HAZE if report.spent < FORMED else 1.0
         pace = report.job.parts["pace"]
         assert isinstance(pace, MarchPace)
         pace(report)
@@ -230,24 +238,31 @@ class Config:
 
     def update_occupancy(self, report: Report) -> None:
         job, o, render, law = report.job, self.occupancy, report.step.render, report.job.renderer.opacity
-        reach = 2 * 3**0.5 * job.renderer.occupancy.half_extent / o.resolution  # a cell's diagonal
         watched = job.step % o.observe_every == 0
         if watched and render.marched is not None and render.marched_values is not None:
             points = render.marched.positions(report.step.view.detach())  # type: ignore[arg-type]
-            densities = law.densities(render.marched_values.detach(), reach)
+            densities = law.densities(render.marched_values.detach(), self._reach(job))
             job.renderer.occupancy.observe(points, densities, decay=o.fading)
-        if job.step % o.every:
-            return
-        with torch.no_grad():
-            job.renderer.occupancy.update(
-                lambda points: law.densities(job.field.query(points).values, reach),  # type: ignore[operator]
-                step=job.renderer.step,
-                threshold=o.threshold,
-                decay=o.decay,
-                all_cells=job.step <= o.every,
-                part=min(1.0, o.cells / job.renderer.occupancy.densities.numel()),
-                generator=job.generator,
-            )
+        if job.step % o.every == 0:
+            self.look(job, all_cells=job.step <= o.every)
+
+    @torch.no_grad()
+    def look(self, job: Job, *, all_cells: bool) -> None:
+        """Ask the field what is in cells."""
+        o, law, reach = self.occupancy, job.renderer.opacity, self._reach(job)
+        job.renderer.occupancy.update(
+            lambda points: law.densities(job.field.query(points).values, reach),  # type: ignore[operator]
+            step=job.renderer.step,
+            threshold=o.threshold,
+            decay=o.decay,
+            all_cells=all_cells,
+            part=min(1.0, o.cells / job.renderer.occupancy.densities.numel()),
+            generator=job.generator,
+        )
+
+    def _reach(self, job: Job) -> float:
+        """A cell's diagonal, scene units."""
+        return 2 * 3**0.5 * job.renderer.occupancy.half_extent / self.occupancy.resolution
 
     def _background(self, has_alpha: bool) -> torch.nn.Module:
         white, black = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)

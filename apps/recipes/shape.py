@@ -115,10 +115,12 @@ class Config:
                 f"fit: {option}: expected analytic or finite, got directional, which is along the rays of photographs; "
                 "choose one of them"
             )
-        gradients = (
-            self.eikonal.weight != 0 or self.curvature.weight != 0 or (self.slope.weight != 0 and not self.signed)
-        )
-        return config.build(Aabb.cube(), device), PointRenderer(gradients=gradients).to(device)
+        return config.build(Aabb.cube(), device), PointRenderer(gradients=self._gradients).to(device)
+
+    @property
+    def _gradients(self) -> bool:
+        """Whether a loss asks for them."""
+        return self.eikonal.weight != 0 or self.curvature.weight != 0 or (self.slope.weight != 0 and not self.signed)
 
     def prepare(self, scene: Scene) -> Scene:
         """A shape stays as it is."""
@@ -127,9 +129,21 @@ class Config:
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``."""
         torch.manual_seed(seed)
-        model, renderer = self.build_model(SceneFacts.of(scene), device)
+        model, _ = self.build_model(SceneFacts.of(scene), device)
+        batches = ShapeBatches(
+            surface_of(scene, rim=0.0 if self.signed else self.rim),
+            truth_of(scene, signed=self.signed),
+            self.samples,
+            seed=seed + 2,
+            device=device,
+        )
+        return self.fit_of(model, batches, seed)
+
+    def fit_of(self, model: GridDistance, batches: ShapeBatches, seed: int) -> Job:
+        """The fit of ``model`` to the distances that batches draw, on their device."""
+        device, o = batches.device, self.optimizer
+        renderer = PointRenderer(gradients=self._gradients).to(device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
-        o = self.optimizer
         groups = [
             model.encoding.group(),
             {"params": others(model), "weight_decay": o.network_weight_decay},
@@ -139,13 +153,6 @@ class Config:
         losses: dict[str, Loss] = {name: getattr(self, name) for name in names}
         if not self.signed:
             losses["slope"] = self.slope
-        batches = ShapeBatches(
-            surface_of(scene, rim=0.0 if self.signed else self.rim),
-            truth_of(scene, signed=self.signed),
-            self.samples,
-            seed=seed + 2,
-            device=device,
-        )
         return Job(
             field=model,
             renderer=renderer,

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
+from ...datasets.scene import Scene
 from ...fields.encodings import HashGridConfig
+from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
-from ...fields.unsigned_distance import Head, UnsignedDistanceConfig
+from ...fields.unsigned_distance import UnsignedDistanceConfig
+from ...renderers.losses.eikonal import Eikonal
+from ...renderers.losses.known_distances import KnownDistances
 from ...renderers.opacity import Unsigned
+from ..devices import CPU
+from ..first_sheet import FirstSheet
+from ..fit import Budget, Job
 from ..surfaces import SurfaceConfig
 
 
@@ -21,12 +29,32 @@ class Config(SurfaceConfig):
         default_factory=lambda: UnsignedDistanceConfig(
             grid=HashGridConfig(levels=6, features=4, log2_size=17, finest_resolution=256),
             network=MlpConfig(width=64, hidden_layers=2),
-            head=Head.FOLD,
+            radius=0.0,
         )
     )
-    sharpness: float = 60.0
+    eikonal: Eikonal = Eikonal(weight=0.0)
+    """Known distances say it already, and on the surface itself there is no gradient."""
+    sharpness: float = 200.0
     """Of the surface at the beginning, per scene unit."""
+    first: FirstSheet = FirstSheet()  # type: ignore[assignment]
+    """Where the fit begins."""
+    known: float = 10.0
+    """Weight of the distances that are known from then on; 0 = photographs alone."""
 
     def build_law(self) -> nn.Module:
         """What turns distances into alphas."""
-        return Unsigned(self.sharpness)
+        law = Unsigned(self.sharpness)
+        law.needs_gradients = self.eikonal.weight != 0 or self.curvature.weight != 0 or self.normal.weight != 0
+        return law
+
+    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
+        """Everything that ``fit`` needs, on ``device``."""
+        job = super().build(scene, seed, device)
+        assert isinstance(job.field, GridDistance)
+        known = KnownDistances(self.known, device)
+        if budget is not None and self.first.grid_share > 0:
+            job.elapsed = self.first.teach(job.field, known, scene, seed, budget)
+            self.look(job, all_cells=True)
+        if self.known != 0:
+            job.losses, job.parts = {**job.losses, "known": known}, {**job.parts, "known": known}
+        return job
