@@ -54,9 +54,10 @@ def poisson_mesh(points: Points, cell: float, *, colors: Tensor | None = None, t
     if len(agreed) < 4:
         raise ValueError(f"poisson_mesh: points: expected at least 4 in different cells, got {len(agreed)}; lower cell")
     cloud = cloud.select_by_index(agreed.tolist())
-    found, support = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(
-        cloud, width=cell, n_threads=torch.get_num_threads()
-    )
+    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+        found, support = o3d.geometry.TriangleMesh.create_from_point_cloud_poisson(
+            cloud, width=cell, n_threads=torch.get_num_threads()
+        )
     mesh = Mesh(_tensor(found.vertices).float(), torch.tensor(_numpy(found.triangles)).long())
     if len(mesh.faces) == 0:
         raise ValueError("poisson_mesh: points: expected some that a surface goes through, got none; check the normals")

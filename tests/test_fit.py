@@ -451,7 +451,12 @@ def test_a_scene_without_training_views(scene):
 
 @pytest.mark.parametrize(
     ("name", "data", "folder"),
-    [("00_fit_and_mesh", "demo", "example"), ("01_open_surface", "demo_bowl", "open-surface")],
+    [
+        ("00_fit_and_mesh", "demo", "example"),
+        ("01_open_surface", "demo_bowl", "open-surface"),
+        ("02_shape", "washer", "shape"),
+        ("03_textured_mesh", "demo", "textured"),
+    ],
 )
 def test_the_examples_run(tmp_path, name, data, folder):
     from pathlib import Path

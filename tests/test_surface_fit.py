@@ -80,8 +80,10 @@ def test_poisson_goes_through_the_zero(run, scene):
     pytest.importorskip("open3d", reason="needs polyfield[poisson]")
     mesh = extract_mesh(run, method=Method.POISSON, resolution=48)
     moved = transform(mesh, similarity_inverse(run.asked.facts.matrix))
-    assert float(run.field.query(moved.vertices).values.abs().median()) < 0.01
-    assert float((run.field.query(moved.vertices, gradients=True).gradients * moved.normals).sum(1).mean()) > 0.8
+    with torch.no_grad():
+        found = run.field.query(moved.vertices, gradients=True)
+    assert float(found.values.abs().median()) < 0.01
+    assert float(torch.cosine_similarity(found.gradients, moved.normals).median()) > 0.85
 
 
 def test_the_law_sharpens(run):
