@@ -47,6 +47,7 @@ class SceneFacts:
     name: str
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scene frame, unit
     home: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world: a view to begin with, scene frame
+    masked: bool = True  # whether photographs have masks; of runs that do not say so, as they were fitted
 
     @staticmethod
     def of(scene: Scene) -> SceneFacts:
@@ -58,6 +59,7 @@ class SceneFacts:
             scene.name,
             tuple(scene.up.tolist()),
             _rows(home_view(scene)) if scene.frames else None,
+            any(frame.mask is not None for frame in scene.frames),
         )
 
     @property

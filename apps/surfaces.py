@@ -80,6 +80,11 @@ class SurfaceConfig(ngp.Config):
             self.look(job, all_cells=True)
         return job
 
+    def background_of(self, facts: SceneFacts) -> ngp.Background:
+        """A field by itself where nothing says what is not the scene: a distance would wall it in."""
+        around = facts.cascades > 1 and not facts.has_alpha and not facts.masked
+        return ngp.Background.FIELD if self.background is ngp.Background.AUTO and around else self.background
+
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""
         losses = super().build_losses(facts)

@@ -141,11 +141,11 @@ def simplify(mesh: Mesh, target_faces: int) -> Mesh:
     coarse = Mesh(torch.from_numpy(vertices).to(mesh.vertices), torch.from_numpy(faces).to(mesh.faces))
     coarse = keep_faces(coarse, torch.ones(len(faces), dtype=torch.bool, device=coarse.faces.device))
     if mesh.colors is not None:
-        coarse = replace(coarse, colors=_interpolate(mesh.vertices, mesh.colors, coarse.vertices))
+        coarse = replace(coarse, colors=interpolate(mesh.vertices, mesh.colors, coarse.vertices))
     return coarse if mesh.normals is None else replace(coarse, normals=vertex_normals(coarse))
 
 
-def _interpolate(points: Tensor, values: Tensor, at: Tensor) -> Tensor:
+def interpolate(points: Tensor, values: Tensor, at: Tensor) -> Tensor:
     """values (V, C) of ``points`` (V, 3) -> (N, C) at other points: three nearest, weighted by inverse distance."""
     from scipy.spatial import cKDTree
 

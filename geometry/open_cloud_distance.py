@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from .cloud_distance import NEIGHBORS, Neighborhoods
 from .types import Points
 
+CHUNK = 1 << 17  # points at a time
 EDGE = (0.6, 0.8)  # how far the neighbours' mean lies to one side, per their mean distance; 2 / pi on the very edge
 
 
@@ -46,14 +47,17 @@ class OpenCloudDistance:
         return Points(points.detach().cpu().float(), length.float(), gradient.float())
 
 
-def estimate_normals(points: Tensor) -> Tensor:
-    """points (N, 3) -> (N, 3) unit normals of the planes through each point's neighbours, of unknown sign."""
+def estimate_normals(points: Tensor, neighbors: int = NEIGHBORS) -> Tensor:
+    """points (N, 3) -> (N, 3) unit normals of the planes through so many neighbours of each point, of unknown sign."""
     from scipy.spatial import cKDTree
 
     at = points.detach().cpu().double()
-    if len(at) <= NEIGHBORS:
-        raise ValueError(f"estimate_normals: points: expected more than {NEIGHBORS}, got {len(at)}; sample denser")
-    _, index = cKDTree(at.numpy()).query(at.numpy(), k=NEIGHBORS + 1, workers=torch.get_num_threads())
-    around = at[torch.from_numpy(index)]
-    around = around - around.mean(1, keepdim=True)
-    return torch.linalg.eigh(around.transpose(1, 2) @ around).eigenvectors[:, :, 0].to(points)
+    if len(at) <= neighbors:
+        raise ValueError(f"estimate_normals: points: expected more than {neighbors}, got {len(at)}; sample denser")
+    tree, normals = cKDTree(at.numpy()), []
+    for part in at.split(CHUNK):
+        _, index = tree.query(part.numpy(), k=neighbors + 1, workers=torch.get_num_threads())
+        around = at[torch.from_numpy(index)]
+        around = around - around.mean(1, keepdim=True)
+        normals.append(torch.linalg.eigh(around.transpose(1, 2) @ around).eigenvectors[:, :, 0])
+    return torch.cat(normals).to(points)

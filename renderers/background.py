@@ -26,14 +26,14 @@ class FixedBackground(nn.Module):
         """(3,) the colour."""
         return self.color
 
-    def forward(self, rays: Rays, fitting: bool) -> Tensor:
+    def forward(self, rays: Rays, fitting: bool, light: Tensor | None = None) -> Tensor:
         return self.shown.expand(len(rays), 3)
 
 
 class RandomBackground(FixedBackground):
     """A random colour per ray while fitting; the fixed one otherwise. Draws from torch's default generator."""
 
-    def forward(self, rays: Rays, fitting: bool) -> Tensor:
+    def forward(self, rays: Rays, fitting: bool, light: Tensor | None = None) -> Tensor:
         return torch.rand_like(rays.origins) if fitting else super().forward(rays, fitting)
 
 
@@ -49,5 +49,5 @@ class LearnedBackground(nn.Module):
         """(3,) the colour as learned so far."""
         return torch.sigmoid(self.logits)
 
-    def forward(self, rays: Rays, fitting: bool) -> Tensor:
+    def forward(self, rays: Rays, fitting: bool, light: Tensor | None = None) -> Tensor:
         return self.shown.expand(len(rays), 3)

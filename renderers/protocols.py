@@ -110,11 +110,11 @@ class Opacity(Protocol):
 
 
 class Background(Protocol):
-    """Called with rays and whether a fit is under way: colours (R, 3)."""
+    """Called with rays, whether a fit is under way, and how much light (R,) they have left: colours (R, 3)."""
 
     @property
     def shown(self) -> Tensor:
         """(3,) what stands behind the scene in pictures, and behind photographs that have alpha."""
         ...
 
-    def __call__(self, rays: Rays, fitting: bool) -> Tensor: ...
+    def __call__(self, rays: Rays, fitting: bool, light: Tensor | None = None) -> Tensor: ...

@@ -189,7 +189,7 @@ class VolumeRenderer(nn.Module):
             values["normals"] = outwards
         weights, opacities, outputs = composite(alphas, list(values.values()), samples.ray_offsets)
         accumulated = dict(zip(values, outputs, strict=True))
-        background = self.background(rays, self.training)
+        background = self.background(rays, self.training, 1 - opacities)
         if "colors" in accumulated:
             accumulated["colors"] = accumulated["colors"] + (1 - opacities)[:, None] * background
         means = None

@@ -14,7 +14,7 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
-from polyfield.apps.commands.extract import extract_mesh
+from polyfield.apps.commands.extract import Method, extract_mesh
 from polyfield.apps.errors import UserError
 from polyfield.apps.exposures import ExposureKind
 from polyfield.apps.fit import Budget, NotFiniteError, fit
@@ -29,6 +29,7 @@ from polyfield.geometry import Aabb
 from polyfield.geometry.isosurface import isosurface
 from polyfield.geometry.mesh_io import load_mesh
 from polyfield.geometry.mesh_ops import transform
+from polyfield.geometry.metrics import compare
 
 SMALL = replace(
     ngp.Config(),
@@ -183,6 +184,20 @@ def test_skipping_empty_space_changes_no_mesh(run):
     assert torch.equal(mesh.faces, plain.faces)
     torch.testing.assert_close(mesh.vertices, plain.vertices, atol=1e-5, rtol=0)
     assert sum(int(occupancy.occupied(points).sum()) for points in asked) < 0.9 * sum(map(len, asked))
+
+
+def test_a_mesh_through_what_the_views_see(run):
+    """Of half-seen light in a density: smoother than its level, and as near to the truth."""
+    pytest.importorskip("open3d", reason="needs polyfield[poisson]")
+    opened = open_run(run)
+    mesh = extract_mesh(opened, method=Method.POISSON, resolution=48, smooth=1)
+    truth = transform(opened.scene().mesh, opened.asked.facts.matrix)
+    scores = compare(mesh, truth, samples=20_000)
+    assert scores.to_truth < 0.02
+    assert scores.normal_consistency > 0.75
+    assert mesh.colors is not None and float(mesh.colors.std()) > 0.05
+    with pytest.raises(UserError, match="extract: --crop: expected a box where training views meet a surface"):
+        extract_mesh(opened, method=Method.POISSON, resolution=8, crop=(1.25, 1.25, 1.2, 1.3, 1.3, 1.3))
 
 
 def test_render_a_spiral(run, tmp_path):
@@ -436,7 +451,12 @@ def test_a_scene_without_training_views(scene):
 
 @pytest.mark.parametrize(
     ("name", "data", "folder"),
-    [("00_fit_and_mesh", "demo", "example"), ("01_open_surface", "demo_bowl", "open-surface")],
+    [
+        ("00_fit_and_mesh", "demo", "example"),
+        ("01_open_surface", "demo_bowl", "open-surface"),
+        ("02_shape", "washer", "shape"),
+        ("03_textured_mesh", "demo", "textured"),
+    ],
 )
 def test_the_examples_run(tmp_path, name, data, folder):
     from pathlib import Path

@@ -98,9 +98,11 @@ def test_pictures(run, tmp_path):
     assert main(["render", str(run), *spiral]) == 0
 
 
-@pytest.mark.parametrize(("method", "most"), [("tsdf", 0.035), ("opacity", 0.05)])
+@pytest.mark.parametrize(("method", "most"), [("tsdf", 0.035), ("opacity", 0.05), ("poisson", 0.035)])
 def test_meshes(run, tmp_path, method, most):
     """The mean distance to the true surface, as a share of its diagonal."""
+    if method == "poisson":
+        pytest.importorskip("open3d", reason="needs polyfield[poisson]")
     path = tmp_path / "mesh.ply"
     options = ["--output", str(path), "--resolution", "96", "--target-faces", "20000"]
     assert main(["extract", str(run), "--method", method, *options]) == 0

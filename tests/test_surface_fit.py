@@ -8,6 +8,7 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
+from polyfield.apps.commands.extract import Method, extract_mesh
 from polyfield.apps.first_distance import FirstDistance
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
@@ -20,6 +21,7 @@ from polyfield.fields.signed_distance import SignedDistanceConfig
 from polyfield.geometry.mesh_io import load_mesh
 from polyfield.geometry.mesh_ops import transform
 from polyfield.geometry.metrics import chamfer
+from polyfield.geometry.transforms import similarity_inverse
 from polyfield.renderers.losses.opacity import Opacity
 
 FIELD = SignedDistanceConfig(
@@ -72,6 +74,16 @@ def test_the_mesh_is_the_zero_level(run, scene, tmp_path):
     assert float(chamfer(mesh, truth)) < 0.04 * diagonal
     inside = transform(mesh, run.asked.facts.matrix.double().inverse().float()).vertices
     assert run.field.distance(inside).abs().median() < 2e-3
+
+
+def test_poisson_goes_through_the_zero(run, scene):
+    pytest.importorskip("open3d", reason="needs polyfield[poisson]")
+    mesh = extract_mesh(run, method=Method.POISSON, resolution=48)
+    moved = transform(mesh, similarity_inverse(run.asked.facts.matrix))
+    with torch.no_grad():
+        found = run.field.query(moved.vertices, gradients=True)
+    assert float(found.values.abs().median()) < 0.01
+    assert float(torch.cosine_similarity(found.gradients, moved.normals).median()) > 0.85
 
 
 def test_the_law_sharpens(run):

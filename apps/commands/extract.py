@@ -3,7 +3,7 @@
 Fields of density and signed distances: their level set, of signed distances by dual contouring if sharp edges are to be
 kept. Unsigned distances: their zero set, by dual contouring.
 Gaussians: the depths of all training views, rendered and fused, since their density is not smooth; or the level set of
-the mixture's density.
+the mixture's density. All of them, and files of oriented points: by Poisson reconstruction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ..parse import parse
 from ..texture_source import TextureSource
 
 MESH_ENDINGS = (".glb", ".obj", ".ply")
-CRUMBS = 1e-3  # of the triangles: smaller parts of a fitted shape are errors of the fit
 
 
 class Method(Enum):
@@ -35,6 +34,8 @@ class Method(Enum):
     """Where a distance is zero, by its tangent planes: sharp edges stay (dual contouring; unsigned: DualMesh-UDF)."""
     PSEUDO_SIGNS = "pseudo-signs"
     """The same by marching cubes, gradients giving the signs (MeshUDF): coarser at boundaries and edges."""
+    POISSON = "poisson"
+    """Through oriented points, where rays of the training views meet the surface: smooth, and closed if asked for."""
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +50,10 @@ def run(
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
     cascades: int = 1,
+    trim: float = 1.5,
     components: int | None = None,
+    fill_holes: int = 0,
+    smooth: int = 0,
     target_faces: int | None = None,
     texture: int | None = None,
     texture_from: TextureSource = TextureSource.FIELD,
@@ -59,11 +63,12 @@ def run(
     """Write RUN's surface to a .glb, .ply or .obj file.
 
     Args:
-        run: folder that ``polyfield fit`` made.
+        run: folder that ``polyfield fit`` made; or a .ply file of points with normals, which poisson meshes.
         output: the mesh file; by default RUN/mesh.glb.
         method: tsdf fuses rendered depths, opacity is the density's (or signed distance's) level set by marching cubes,
             dual that of a distance by dual contouring, which keeps sharp edges, pseudo-signs the zero set of an
-            unsigned distance; by default tsdf for Gaussians, dual for unsigned distances, and else opacity.
+            unsigned distance, poisson a smooth surface through the points that training views see (needs
+            polyfield[poisson]); by default tsdf for Gaussians, dual for unsigned distances, and else opacity.
         resolution: cells along the longest edge of the box that is searched.
         level: density per scene unit (or distance) at the surface; by default half opaque within two cells (or 0).
         crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
@@ -71,7 +76,11 @@ def run(
         components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all, as do
             several cascades, whose meshes are not connected; by default 1, of a run of a shape all
             but those of less than a thousandth of the triangles.
-        target_faces: decimate to about this many triangles.
+        trim: of poisson: the surface ends where points are 4^trim times sparser than in the median; 0 keeps all of
+            it, closed.
+        fill_holes: then close holes of at most this many edges.
+        smooth: then smooth so many times (Taubin), which keeps the volume.
+        target_faces: then decimate to about this many triangles.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
         normal_map: with --texture, the directions of the field's gradients as a normal map: for decimated meshes.
@@ -79,9 +88,12 @@ def run(
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ...geometry.mesh_io import save_mesh
-    from ..devices import enough_memory
+    from ..devices import CPU, enough_memory
     from ..run import open_run
 
+    points = run.is_file()
+    if points:
+        _check_for_points(output, method, level, cascades, texture)
     output = output or run / "mesh.glb"
     if output.suffix.lower() not in MESH_ENDINGS:
         raise UserError(
@@ -91,19 +103,16 @@ def run(
         _check_textured(output, texture)
     elif normal_map:
         raise UserError("extract: --normal-map: expected --texture as well, got none; say how large, as --texture 2048")
-    opened = open_run(run, device)
-    with warnings.catch_warnings(), enough_memory("extract", opened.device, "lower --resolution or --crop"):
+    options: dict[str, Any] = dict(resolution=resolution, crop=crop, trim=trim)
+    options |= dict(components=components, fill_holes=fill_holes, smooth=smooth, target_faces=target_faces)
+    opened = None if points else open_run(run, device)
+    where = CPU if opened is None else opened.device
+    with warnings.catch_warnings(), enough_memory("extract", where, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
-        mesh = extract_mesh(
-            opened,
-            method=method,
-            resolution=resolution,
-            level=level,
-            crop=crop,
-            cascades=cascades,
-            components=components,
-            target_faces=target_faces,
-        )
+        if opened is None:
+            mesh = mesh_points(run, **options)
+        else:
+            mesh = extract_mesh(opened, method=method, level=level, cascades=cascades, **options)
     try:
         files = [output]
         if texture is None:
@@ -116,6 +125,20 @@ def run(
     size = " x ".join(f"{x:.3g}" for x in (high - low).tolist())
     names = ", ".join(map(str, files))
     print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {names}")
+
+
+def _check_for_points(
+    output: Path | None, method: Method | None, level: float | None, cascades: int, texture: int | None
+) -> None:
+    if output is None:
+        raise UserError("extract: --output: expected a file for the mesh of points, got none; name one")
+    asked = {"level": level, "texture": texture, "cascades": None if cascades == 1 else cascades}
+    asked["method"] = None if method in (None, Method.POISSON) else method.value
+    for name, value in asked.items():
+        if value is not None:
+            raise UserError(
+                f"extract: --{name}: expected a run for this, got a file of points, which poisson alone meshes; drop it"
+            )
 
 
 def _check_textured(output: Path, size: int) -> None:
@@ -150,48 +173,80 @@ def extract_mesh(
     level: float | None = None,
     crop: tuple[float, float, float, float, float, float] | None = None,
     cascades: int = 1,
+    trim: float = 1.5,
     components: int | None = None,
+    fill_holes: int = 0,
+    smooth: int = 0,
     target_faces: int | None = None,
 ) -> Any:
     """The same for an open run; returns the Mesh in the scene's own units, on the CPU.
 
     Raises UserError for options that make no sense, and where there is no surface.
     """
-    from ...geometry.mesh_ops import largest_components, simplify, transform
+    from ...geometry.mesh_ops import transform
+    from .. import meshing
     from ..devices import CPU
+    from ..mesh_cleanup import Cleanup, check_least
 
-    for name, value, least in (
-        ("resolution", resolution, 8),
-        ("cascades", cascades, 1),
-        ("components", components, 0),
-        ("target-faces", target_faces, 4),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"extract: --{name}: expected at least {least}, got {value}")
+    check_least(resolution=(resolution, 8), cascades=(cascades, 1), trim=(trim, 0))
+    cleanup = Cleanup(components, fill_holes, smooth, target_faces)
+    cleanup.check()
     method = _method(run, method, level)
     to_world = run.asked.facts.matrix
     bounds = _bounds(crop, to_world, float(run.field.bounds.high.max())).to(run.device)
     try:
-        if method is Method.TSDF:
-            mesh = fused_views(run, bounds, resolution, cascades).to(CPU)
+        if method is Method.POISSON:
+            mesh = meshing.through_views(run, bounds, resolution, trim)
+        elif method is Method.TSDF:
+            mesh = meshing.fused_views(run, bounds, resolution, cascades)
         elif method is Method.OPACITY or run.field.signed:
             sharp = method is Method.DUAL
-            mesh = level_set(run, bounds, resolution, level, cut=crop is not None, sharp=sharp).to(CPU)
+            mesh = meshing.level_set(run, bounds, resolution, level, cut=crop is not None, sharp=sharp)
         else:
-            mesh = zero_set(run, bounds, resolution, method).to(CPU)
+            mesh = meshing.zero_set(run, bounds, resolution, signs=method is Method.PSEUDO_SIGNS)
+    except ValueError as error:
+        raise UserError(f"extract: {error}") from error
+    mesh = mesh.to(CPU)
+    if crop is not None:
+        mesh = _cropped(mesh, crop, to_world)
+    # Boxes are not stitched: the largest part would be that of one of them.
+    mesh = cleanup(mesh, several=run.of_shape, connected=cascades == 1)
+    if mesh.colors is None:
+        mesh = meshing.colored(run, mesh)
+    return transform(mesh, to_world)
+
+
+def mesh_points(
+    path: Path,
+    *,
+    resolution: int = 256,
+    crop: tuple[float, float, float, float, float, float] | None = None,
+    trim: float = 1.5,
+    components: int | None = None,
+    fill_holes: int = 0,
+    smooth: int = 0,
+    target_faces: int | None = None,
+) -> Any:
+    """The Mesh through the oriented points of a .ply file, in its units.
+
+    Raises UserError for options that make no sense; SceneError for a file without such points.
+    """
+    import torch
+
+    from .. import meshing
+    from ..mesh_cleanup import Cleanup, check_least
+
+    check_least(resolution=(resolution, 8), trim=(trim, 0))
+    cleanup = Cleanup(components, fill_holes, smooth, target_faces)
+    cleanup.check()
+    box = None if crop is None else _checked_crop(crop)
+    try:
+        mesh = meshing.through_file(path, resolution, box, trim)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
     if crop is not None:
-        mesh = _cropped(mesh, crop, to_world)
-    if cascades == 1:  # boxes are not stitched: the largest part would be that of one of them
-        by_default = (0, CRUMBS) if run.of_shape else (1, 0.0)
-        count, share = by_default if components is None else (components, 0.0)
-        mesh = largest_components(mesh, count, min_fraction=share)
-    if target_faces is not None:
-        mesh = simplify(mesh, target_faces)
-    if mesh.colors is None:
-        mesh = _colored(run, mesh)
-    return transform(mesh, to_world)
+        mesh = _cropped(mesh, crop, torch.eye(4))
+    return cleanup(mesh, several=True)
 
 
 def _method(run: Any, method: Method | None, level: float | None) -> Method:
@@ -221,93 +276,6 @@ def _method(run: Any, method: Method | None, level: float | None) -> Method:
     return method
 
 
-def zero_set(run: Any, bounds: Any, resolution: int, method: Method) -> Any:
-    """The zero set of an unsigned distance, scene frame."""
-    from ...geometry.dual_mesh import dual_mesh
-    from ...geometry.pseudo_signs import pseudo_sign_mesh
-    from ..devices import free_memory
-
-    def ask(points: Any) -> tuple[Any, Any]:
-        output = run.field.query(points, gradients=True)
-        return output.values, output.gradients
-
-    most = int(0.8 * free_memory(run.device))
-    return (dual_mesh if method is Method.DUAL else pseudo_sign_mesh)(ask, bounds, resolution, max_bytes=most)
-
-
-def fused_views(run: Any, bounds: Any, resolution: int, cascades: int = 1) -> Any:
-    """The surface that the depths of the training views show, once rendered; with their colours, scene frame."""
-    from functools import partial
-
-    from ...geometry.depth_fusion import fuse_depths
-    from ...renderers.splat import SplatRenderer
-
-    cameras = [frame.camera for frame in run.scene().train]
-    draw = run.renderer.render
-    if isinstance(run.renderer, SplatRenderer):
-        draw = partial(draw, median_depths=True)
-    views = (draw(run.field, camera).pixels for camera in cameras)
-    return fuse_depths(cameras, views, bounds, float(bounds.extent.max()) / resolution, cascades=cascades)
-
-
-def level_set(
-    run: Any, bounds: Any, resolution: int, level: float | None, *, cut: bool = False, sharp: bool = False
-) -> Any:
-    """The level set of the density, scene frame; looked for where the occupancy grid or the Gaussians' means are.
-
-    Of a distance, ``sharp``: by dual contouring.
-    """
-    import math
-
-    import torch
-
-    from ...fields.protocols import Distance, Primitives
-    from ...geometry.depth_fusion import blocks_with
-    from ...geometry.dual_contouring import dual_contour
-    from ...geometry.isosurface import isosurface
-    from ...geometry.sparse_blocks import OpenSurfaceWarning
-
-    cell = float(bounds.extent.max()) / resolution
-    distances = isinstance(run.field, Distance)
-    level = (0.0 if distances else math.log(2) / (2 * cell)) if level is None else level
-    occupancy = getattr(run.renderer, "occupancy", None)  # of ray marchers
-    options: dict[str, Any] = {}
-    if isinstance(run.field, Primitives):
-        occupied = blocks_with([run.field.gaussians().means.detach()], bounds, resolution)
-        options = {} if occupied is None else dict(occupied=occupied, margin=math.inf)
-
-    @torch.no_grad()
-    def values_at(points):
-        """Densities are zero in empty space, where nothing has taught the field, and it need not be asked."""
-        if occupancy is None or distances:
-            return run.field.query(points).values
-        filled = occupancy.occupied(points).nonzero()[:, 0]
-        values = points.new_zeros(len(points))
-        values[filled] = run.field.query(points[filled]).values
-        return values
-
-    with warnings.catch_warnings():
-        if cut:  # a surface that a crop cuts open is what was asked for
-            warnings.simplefilter("ignore", OpenSurfaceWarning)
-        if sharp:
-            # A grid's own gradients jump between its cells, and vertices with them.
-            return dual_contour(values_at, None, bounds, resolution, level, step=0.5, flat=0.1)
-        return isosurface(values_at, bounds, resolution, level, inside_is_above=not distances, **options)
-
-
-def _colored(run: Any, mesh: Any) -> Any:
-    """A mesh in the scene's frame with the field's colours, if it has any, seen along the normals."""
-    import torch
-
-    from ...geometry.mesh_ops import with_colors
-    from ..devices import CPU
-
-    with torch.no_grad():
-        directions = -mesh.normals if mesh.normals is not None else torch.zeros_like(mesh.vertices)
-        colors = run.field.query(mesh.vertices.to(run.device), directions.to(run.device)).colors
-    return mesh if colors is None else with_colors(mesh, colors.to(CPU))
-
-
 def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
     """The box to search, scene frame: the innermost cube, or around ``crop``, as far as the fitted space goes."""
     import torch
@@ -317,9 +285,8 @@ def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
 
     if crop is None:
         return Aabb.cube(1.0)
-    low, high = torch.tensor(crop, dtype=torch.float64, device=to_world.device).view(2, 3)
-    if not bool((low < high).all() & low.isfinite().all() & high.isfinite().all()):
-        raise UserError(f"extract: --crop: expected low x y z below high x y z, got {_words(low)} and {_words(high)}")
+    box = _checked_crop(crop)
+    low, high = box.low.to(to_world.device), box.high.to(to_world.device)
     corners = torch.cartesian_prod(*torch.stack([low, high], 1))
     moved = transform_points(similarity_inverse(to_world.double()), corners)
     box = Aabb(moved.min(0).values.clamp(min=-half).float(), moved.max(0).values.clamp(max=half).float())
@@ -330,6 +297,18 @@ def _bounds(crop: tuple[float, ...] | None, to_world: Any, half: float) -> Any:
             f"to {_words(corners.amax(0))}, got {_words(low)} to {_words(high)}"
         )
     return box
+
+
+def _checked_crop(crop: tuple[float, ...]) -> Any:
+    """The box, float64."""
+    import torch
+
+    from ...geometry import Aabb
+
+    low, high = torch.tensor(crop, dtype=torch.float64).view(2, 3)
+    if not bool((low < high).all() & low.isfinite().all() & high.isfinite().all()):
+        raise UserError(f"extract: --crop: expected low x y z below high x y z, got {_words(low)} and {_words(high)}")
+    return Aabb(low, high)
 
 
 def _cropped(mesh: Any, crop: tuple[float, ...], to_world: Any) -> Any:

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from ...datasets.scene import Scene
 from ...fields.average import Average
@@ -17,6 +18,7 @@ from ...geometry.occupancy import OccupancyGrid
 from ...geometry.types import Aabb
 from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
 from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.field_background import FieldBackground, FieldBackgroundConfig
 from ...renderers.losses.depth import Depth
 from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.normal import Normal
@@ -46,11 +48,14 @@ class Background(Enum):
     """What stands behind the scene."""
 
     AUTO = "auto"
-    """Random while fitting; when shown, white where the photographs have alpha, else black."""
+    """Random while fitting; when shown, white where the photographs have alpha, else black. Of distances: a field,
+    where photographs have neither alpha nor masks and show what lies around the scene."""
     BLACK = "black"
     WHITE = "white"
     RANDOM = "random"
     LEARNED = "learned"
+    FIELD = "field"
+    """A radiance field on contracted space, around a scene in [-1, 1]^3: what is fitted ends there."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class Config:
     normal: Normal = Normal()
     """Of recipes of Gaussians and of distances: a hash grid's density refuses a weight."""
     background: Background = Background.AUTO
+    outside: FieldBackgroundConfig = FieldBackgroundConfig()
+    """With --background field."""
     average_every: int = 20
     """Steps between those that go into the mean of the parameters, which is what the fit keeps; 0 = keep the last."""
     exposure: ExposureKind = ExposureKind.NONE
@@ -125,14 +132,16 @@ class Config:
 
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[RadianceGrid, VolumeRenderer]:
         """An unfitted field and its renderer, for a scene of this size."""
-        outer = 2 ** (facts.cascades - 1)
+        behind = self._background(facts)
+        cascades = 1 if isinstance(behind, FieldBackground) else facts.cascades
+        outer = 2 ** (cascades - 1)
         grid = replace(self.field.grid, finest_resolution=self.field.grid.finest_resolution * outer)
         model = replace(self.field, grid=grid).build(Aabb.cube(outer), device)
-        occupancy = OccupancyGrid(self.occupancy.resolution, facts.cascades, 1.0)
+        occupancy = OccupancyGrid(self.occupancy.resolution, cascades, 1.0)
         march = self.march
-        if facts.cascades > 1 and march.cone_angle == 0:
+        if cascades > 1 and march.cone_angle == 0:
             march = replace(march, cone_angle=1 / 256)
-        return model, VolumeRenderer(occupancy, self.build_law(), self._background(facts.has_alpha), march).to(device)
+        return model, VolumeRenderer(occupancy, self.build_law(), behind, march).to(device)
 
     @property
     def patch(self) -> int:
@@ -170,7 +179,11 @@ class Config:
             model.encoding.group(),
             {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
-        if extra := list(renderer.parameters()):
+        behind = renderer.background
+        if isinstance(behind, FieldBackground):
+            groups += [behind.field.encoding.group(), {"params": others(behind.field)}]
+        own = {id(p) for p in behind.parameters()} if isinstance(behind, FieldBackground) else set()
+        if extra := [p for p in renderer.parameters() if id(p) not in own]:
             groups.append({"params": extra, "lr": rate * 0.3})
         exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=rate * 0.3)
         groups = [{"final_fraction": o.final_fraction, **group} for group in [*groups, *more]]
@@ -208,7 +221,7 @@ class Config:
             elapsed=elapsed,
         )
 
-    def begin(self, model: torch.nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
+    def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """What is done to the field before the first step; returns how long it took, seconds."""
         return 0.0
 
@@ -264,13 +277,19 @@ class Config:
         """A cell's diagonal, scene units."""
         return 2 * 3**0.5 * job.renderer.occupancy.half_extent / self.occupancy.resolution
 
-    def _background(self, has_alpha: bool) -> torch.nn.Module:
+    def _background(self, facts: SceneFacts) -> nn.Module:
         white, black = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
-        kind = self.background
+        kind = self.background_of(facts)
+        if kind is Background.FIELD:
+            return self.outside.build()
         if kind is Background.AUTO:
-            return RandomBackground(white if has_alpha else black)
+            return RandomBackground(white if facts.has_alpha else black)
         if kind is Background.LEARNED:
             return LearnedBackground()
         if kind is Background.RANDOM:
             return RandomBackground(black)
         return FixedBackground(white if kind is Background.WHITE else black)
+
+    def background_of(self, facts: SceneFacts) -> Background:
+        """What is asked for."""
+        return self.background

@@ -1,0 +1,50 @@
+"""What is done to a mesh after extraction, in this order: parts chosen, holes filled, smoothed, decimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..geometry.hole_filling import MOST, fill_holes
+from ..geometry.mesh_ops import largest_components, simplify
+from ..geometry.smoothing import smooth
+from ..geometry.types import Mesh
+from .errors import UserError
+
+CRUMBS = 1e-3  # of the triangles: smaller parts are errors
+
+
+@dataclass(frozen=True)
+class Cleanup:
+    """As ``polyfield extract`` has it."""
+
+    components: int | None = None  # None = one, or of a shape all but crumbs
+    fill_holes: int = 0  # edges
+    smooth: int = 0  # times
+    target_faces: int | None = None
+
+    def check(self) -> None:
+        """Raises UserError for numbers that make no sense."""
+        check_least(components=(self.components, 0), fill_holes=(self.fill_holes, 0), smooth=(self.smooth, 0))
+        check_least(target_faces=(self.target_faces, 4))
+        if self.fill_holes and not 3 <= self.fill_holes <= MOST:
+            raise UserError(f"extract: --fill-holes: expected 0, or 3 to {MOST} edges, got {self.fill_holes}")
+
+    def __call__(self, mesh: Mesh, *, several: bool = False, connected: bool = True) -> Mesh:
+        """The mesh after all that. ``several``: it may have parts; not ``connected``: all of them are kept."""
+        if connected:
+            count, share = (0, CRUMBS) if several else (1, 0.0)
+            if self.components is not None:
+                count, share = self.components, 0.0
+            mesh = largest_components(mesh, count, min_fraction=share)
+        if self.fill_holes:
+            mesh = fill_holes(mesh, self.fill_holes)
+        if self.smooth:
+            mesh = smooth(mesh, self.smooth)
+        return mesh if self.target_faces is None else simplify(mesh, self.target_faces)
+
+
+def check_least(**options: tuple[float | None, float]) -> None:
+    """name=(value, least): raises UserError for a value below."""
+    for name, (value, least) in options.items():
+        if value is not None and not value >= least:
+            raise UserError(f"extract: --{name.replace('_', '-')}: expected at least {least}, got {value}")
