@@ -17,8 +17,11 @@ from ..fields.average import Average
 from ..geometry import Camera, Pixels, Points, Rays
 from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
+from ..renderers.robust import RobustMasks
 from .devices import CPU, default_generator, read_later
 from .errors import UserError
+
+PARTS = ("field", "renderer", "exposure", "poses", "robust", "average")  # of a job, beside those it names itself
 
 
 class NotFiniteError(UserError):
@@ -71,6 +74,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     exposure: nn.Module | None = None  # (colours, frames, view) -> colours as photographed
     poses: PoseDeltas | None = None
+    robust: RobustMasks | None = None  # takes pixels of what moved out of every loss
     average: Average | None = None
     drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
@@ -86,7 +90,7 @@ class Job:
         return self.renderer.device
 
     def _parts(self) -> dict[str, Stateful]:
-        known = {name: getattr(self, name) for name in ("field", "renderer", "exposure", "poses", "average")}
+        known = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in (known | dict(self.parts)).items() if part is not None}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -183,6 +187,7 @@ def _one_step(job: Job, spent: float) -> Report:
         exposed = job.exposure(render.pixels.colors, frames, view)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
     step = Step(job.step, job.field, view, render, target, frames, spent, job.known)
+    step = step if job.robust is None else job.robust(step)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

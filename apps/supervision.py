@@ -9,6 +9,7 @@ import torch
 from ..datasets.scene import Scene
 from ..geometry.types import Aabb, Points
 from ..renderers.protocols import Loss
+from ..renderers.robust import RobustConfig, RobustMasks
 from .devices import CPU
 from .errors import UserError
 
@@ -66,6 +67,23 @@ def _any_of(name: str, loss: Loss, scene: Scene) -> set[str]:
             "leave the option out"
         )
     return found
+
+
+def robust_masks(config: RobustConfig, scene: Scene, device: torch.device) -> RobustMasks | None:
+    """What takes outliers out of a fit, if it is asked for. Raises UserError for numbers that are none."""
+    if config.outliers == 0:
+        return None
+    if not 0 < config.outliers < 1:
+        raise UserError(
+            f"fit: --robust.outliers: expected a share of pixels from 0 to 1, got {config.outliers}; 0.1 suits "
+            "photographs in which moving things cover a tenth"
+        )
+    if config.neighborhood < 3:
+        raise UserError(
+            f"fit: --robust.neighborhood: expected 3 pixels or more, got {config.neighborhood}; 8 is a good choice"
+        )
+    longest = max(max(frame.camera.width, frame.camera.height) for frame in scene.train)
+    return config.build(len(scene.train), longest).to(device)
 
 
 def known_points(losses: Mapping[str, Loss], scene: Scene, bounds: Aabb, device: torch.device) -> Points | None:

@@ -66,7 +66,7 @@ class SurfaceConfig(ngp.Config):
     def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """At the surfaces of a quick hash-grid fit."""
         assert isinstance(model, GridDistance)
-        return self.first.teach(model, scene, seed, budget) if self.first.grid_share > 0 else 0.0
+        return self.first.teach(model, scene, seed, budget, self.robust) if self.first.grid_share > 0 else 0.0
 
     def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
         """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""

@@ -27,6 +27,7 @@ from ...renderers.opacity import density
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
 from ...renderers.protocols import Opacity as OpacityLaw
+from ...renderers.robust import RobustConfig
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..coarse_to_fine import CoarseToFine, CoarseToFineConfig
@@ -36,7 +37,7 @@ from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
 from ..march_pace import MarchPace
 from ..run import SceneFacts
-from ..supervision import known_points, needed
+from ..supervision import known_points, needed, robust_masks
 
 
 class Background(Enum):
@@ -113,6 +114,7 @@ class Config:
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
     coarse_to_fine: CoarseToFineConfig = CoarseToFineConfig()
+    robust: RobustConfig = RobustConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
 
@@ -152,6 +154,7 @@ class Config:
                 "fit: --normal.weight: expected 0, as a hash grid's normals jump from cell to cell; use one of the "
                 "recipes splat, splat_classic, splat_mip, neus and volsdf, or drop the option"
             )
+        robust = robust_masks(self.robust, scene, device)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
@@ -177,6 +180,8 @@ class Config:
             known |= {"image_points"}
         if poses is not None:
             losses["poses"] = poses.prior
+        if robust is not None:
+            known |= {"image_points"}
         batches = PixelBatches(
             scene.train, near=scene.near, seed=seed + 2, device=device, needed=known, patch=renderer.patch
         )
@@ -193,6 +198,7 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            robust=robust,
             drawn=known & {"normals"},
             known=known_points(losses, scene, model.bounds, device),
             average=Average(model) if self.average_every else None,

@@ -22,6 +22,7 @@ from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
+from ...renderers.robust import RobustConfig
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
 from ..exposures import ExposureKind, center_exposures
@@ -29,7 +30,7 @@ from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
 from ..run import SceneFacts
-from ..supervision import needed
+from ..supervision import needed, robust_masks
 
 BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
 
@@ -119,6 +120,7 @@ class Config:
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
+    robust: RobustConfig = RobustConfig()
 
     def prepare(self, scene: Scene) -> Scene:
         """Photographs without their lens's distortion."""
@@ -146,7 +148,7 @@ class Config:
     def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
         """What a fit begins with, and how long it took to find, seconds."""
         first = replace(self.first, count=min(self.first.count, self.most))
-        return first.draw(scene, self.sh_degree, seed, device, budget)
+        return first.draw(scene, self.sh_degree, seed, device, budget, self.robust)
 
     def terms(self) -> dict[str, Any]:
         """The losses, each with its weight, by name."""
@@ -193,6 +195,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
+            robust=robust_masks(self.robust, scene, device),
             drawn=known,
             parts={"batches": batches, "bands": Bands(renderer)},
             elapsed=seconds,
