@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..datasets.capture import lens_key
 from ..datasets.scene import Frame
 from ..geometry import Camera, Pixels, Rays
 from .devices import CPU, free_memory
@@ -58,13 +59,7 @@ class PixelBatches:
         total = 0
         for frame in frames:
             camera = frame.camera
-            key = (
-                camera.model,
-                camera.width,
-                camera.height,
-                tuple(camera.K.flatten().tolist()),
-                () if camera.distortion is None else tuple(camera.distortion.tolist()),
-            )
+            key = lens_key(camera)
             if key not in lenses:
                 lenses[key] = total
                 directions.append(camera.directions(_pixel_centers(camera)).float())

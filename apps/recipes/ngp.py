@@ -17,6 +17,7 @@ from ...geometry.occupancy import OccupancyGrid
 from ...geometry.types import Aabb
 from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
 from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.intrinsics import IntrinsicsConfig
 from ...renderers.losses.depth import Depth
 from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.normal import Normal
@@ -35,6 +36,7 @@ from ..devices import CPU
 from ..errors import UserError
 from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
+from ..intrinsics import intrinsics_of
 from ..march_pace import MarchPace
 from ..run import SceneFacts
 from ..supervision import known_points, needed, robust_masks
@@ -113,6 +115,9 @@ class Config:
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
+    refine_intrinsics: bool = False
+    """Correct focal lengths and radial distortion while fitting, of each camera."""
+    intrinsics: IntrinsicsConfig = IntrinsicsConfig()
     coarse_to_fine: CoarseToFineConfig = CoarseToFineConfig()
     robust: RobustConfig = RobustConfig()
     samples_per_step: int | None = None
@@ -173,6 +178,10 @@ class Config:
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
+        intrinsics = None
+        if self.refine_intrinsics:
+            intrinsics = intrinsics_of(scene, self.intrinsics).to(device)
+            groups.append(self.intrinsics.group(intrinsics))
         losses = self.build_losses(SceneFacts.of(scene))
         known = needed(losses, scene)
         if isinstance(exposure, BilateralGrids):
@@ -180,6 +189,9 @@ class Config:
             known |= {"image_points"}
         if poses is not None:
             losses["poses"] = poses.prior
+        if intrinsics is not None:
+            losses["intrinsics"] = intrinsics.prior
+            known |= {"image_points"}
         if robust is not None:
             known |= {"image_points"}
         batches = PixelBatches(
@@ -188,7 +200,7 @@ class Config:
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
         parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
-        if poses is not None or hasattr(model, "difference"):
+        if self.refine_poses or self.refine_intrinsics or hasattr(model, "difference"):
             parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
             field=model,
@@ -198,6 +210,7 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            intrinsics=intrinsics,
             robust=robust,
             drawn=known & {"normals"},
             known=known_points(losses, scene, model.bounds, device),

@@ -16,6 +16,7 @@ from ...fields.optimizer import Adam
 from ...fields.sh_factors import ShFactors
 from ...geometry import Aabb, Gaussians
 from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.intrinsics import IntrinsicsConfig
 from ...renderers.losses.depth import Depth
 from ...renderers.losses.normal import Normal
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
@@ -29,6 +30,7 @@ from ..exposures import ExposureKind, center_exposures
 from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
+from ..intrinsics import intrinsics_of
 from ..run import SceneFacts
 from ..supervision import needed, robust_masks
 
@@ -120,6 +122,9 @@ class Config:
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
+    refine_intrinsics: bool = False
+    """Correct focal lengths while fitting, of each camera."""
+    intrinsics: IntrinsicsConfig = IntrinsicsConfig()
     robust: RobustConfig = RobustConfig()
 
     def prepare(self, scene: Scene) -> Scene:
@@ -186,6 +191,11 @@ class Config:
         if poses is not None:
             groups.append(self.poses.group(poses))
             losses["poses"] = poses.prior
+        intrinsics = None
+        if self.refine_intrinsics:
+            intrinsics = intrinsics_of(scene, self.intrinsics, radial=False).to(device)
+            groups.append(self.intrinsics.group(intrinsics))
+            losses["intrinsics"] = intrinsics.prior
         batches = ImageBatches(scene.train, seed=seed + 2, device=device, needed=known)
         return Job(
             field=model,
@@ -195,6 +205,7 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
+            intrinsics=intrinsics,
             robust=robust_masks(self.robust, scene, device),
             drawn=known,
             parts={"batches": batches, "bands": Bands(renderer)},
