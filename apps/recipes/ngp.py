@@ -39,7 +39,7 @@ from ..fit import Budget, Job, Report, Stateful
 from ..intrinsics import intrinsics_of
 from ..march_pace import MarchPace
 from ..run import SceneFacts
-from ..supervision import known_points, needed, robust_masks
+from ..supervision import known_points, needed, robust_masks, with_point_depths
 
 
 class Background(Enum):
@@ -183,6 +183,7 @@ class Config:
             intrinsics = intrinsics_of(scene, self.intrinsics).to(device)
             groups.append(self.intrinsics.group(intrinsics))
         losses = self.build_losses(SceneFacts.of(scene))
+        scene = with_point_depths(losses, scene)
         known = needed(losses, scene)
         if isinstance(exposure, BilateralGrids):
             losses["exposure"] = exposure.prior

@@ -32,7 +32,7 @@ from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
 from ..intrinsics import intrinsics_of
 from ..run import SceneFacts
-from ..supervision import needed, robust_masks
+from ..supervision import needed, robust_masks, with_point_depths
 
 BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
 
@@ -163,6 +163,7 @@ class Config:
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
         losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
+        scene = with_point_depths(losses, scene)
         known = needed(losses, scene)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
