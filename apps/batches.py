@@ -14,10 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..datasets.capture import lens_key
 from ..datasets.scene import Frame
 from ..geometry import Camera, Pixels, Rays
 from .devices import CPU, free_memory
 
+STORED = ("colors", "alphas", "masks", "depths", "depth_weights", "normals")  # of every pixel, where it is there
 SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
@@ -58,13 +60,7 @@ class PixelBatches:
         total = 0
         for frame in frames:
             camera = frame.camera
-            key = (
-                camera.model,
-                camera.width,
-                camera.height,
-                tuple(camera.K.flatten().tolist()),
-                () if camera.distortion is None else tuple(camera.distortion.tolist()),
-            )
+            key = lens_key(camera)
             if key not in lenses:
                 lenses[key] = total
                 directions.append(camera.directions(_pixel_centers(camera)).float())
@@ -83,6 +79,8 @@ class PixelBatches:
         has_mask = any(f.mask is not None for f in frames)
         self.masks = torch.cat([_or_full(f.mask, f, True, torch.bool) for f in frames]) if has_mask else None
         self.depths = _known(frames, "depths", (), torch.float32) if "depths" in needed else None
+        weighed = self.depths is not None and any(f.depth_weights is not None for f in frames)
+        self.depth_weights = _known(frames, "depth_weights", (), torch.float32) if weighed else None
         self.normals = _known(frames, "normals", (3,), torch.float16) if "normals" in needed else None
         poses = torch.stack([f.camera.camera_to_world for f in frames]).float()
         self.rotations, self.positions = poses[:, :3, :3].contiguous(), poses[:, :3, 3].contiguous()
@@ -100,7 +98,7 @@ class PixelBatches:
     @property
     def memory_bytes(self) -> int:
         """What the photographs and directions hold."""
-        tensors = [self.colors, self.alphas, self.masks, self.depths, self.normals, self.directions]
+        tensors = [self.directions, *(getattr(self, name) for name in STORED)]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def draw(self) -> tuple[Rays, Pixels, Tensor]:
@@ -119,7 +117,7 @@ class PixelBatches:
             camera_indices=camera,
             image_points=self._image_points(camera, within) if self.has_points else None,
         )
-        stored = {name: getattr(self, name) for name in ("colors", "alphas", "masks", "depths", "normals")}
+        stored = {name: getattr(self, name) for name in STORED}
         target = Pixels(**{k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()})
         if self.storage != self.device:
             view, target = view.send(self.device), target.send(self.device)

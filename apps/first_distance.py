@@ -21,6 +21,7 @@ from ..fields.optimizer import Adam
 from ..geometry.cameras import Camera
 from ..geometry.types import Aabb, Pixels
 from ..renderers.losses.eikonal import eikonal
+from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .devices import CPU
 from .fit import Budget, Job, fit
 
@@ -49,7 +50,9 @@ class FirstDistance:
     points: int = 16384
     """Points per step of teaching."""
 
-    def teach(self, model: GridDistance, scene: Scene, seed: int, budget: Budget) -> float:
+    def teach(
+        self, model: GridDistance, scene: Scene, seed: int, budget: Budget, robust: RobustConfig = NOTHING_MOVES
+    ) -> float:
         """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces; returns seconds spent."""
         from .recipes import ngp
 
@@ -61,7 +64,7 @@ class FirstDistance:
             quick = Budget(steps=max(1, min(self.grid_steps, round((budget.steps or 0) * self.grid_share))))
             length = f"{quick.steps} steps"
         print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        config = ngp.Config()
+        config = ngp.Config(robust=robust)
         job = config.build(scene, seed, model.bounds_low.device)
         fit(job, quick, config.after_step())
         distances = solid_distances(self._carve(job, scene))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..datasets.scene import Scene
 from ..fields.gaussian_init import from_points, mesh_points, random_points
 from ..geometry import Aabb, Gaussians
+from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
 from .errors import UserError
@@ -56,7 +57,13 @@ class FirstGaussians:
     """Steps of the hash-grid fit, where the budget is in steps."""
 
     def draw(
-        self, scene: Scene, degree: int, seed: int, device: torch.device, budget: Budget
+        self,
+        scene: Scene,
+        degree: int,
+        seed: int,
+        device: torch.device,
+        budget: Budget,
+        robust: RobustConfig = NOTHING_MOVES,
     ) -> tuple[Gaussians, float]:
         """The Gaussians on ``device``, and how long a hash-grid fit or a search for the floor took, seconds."""
         generator = torch.Generator(device).manual_seed(seed)
@@ -74,7 +81,7 @@ class FirstGaussians:
         elif source is Source.POINTS:
             points, colors, seconds = self._scene_points(scene, torch.Generator().manual_seed(seed))
         else:
-            points, colors, seconds = self._grid_points(scene, seed, device, budget)
+            points, colors, seconds = self._grid_points(scene, seed, device, budget, robust)
         gaussians = from_points(points, colors, degree=degree, opacity=self.opacity, share=self.scale)
         return gaussians.to(device), seconds
 
@@ -95,7 +102,7 @@ class FirstGaussians:
         return torch.cat([points, more]), torch.cat([colors, their_colors]), time.perf_counter() - start
 
     def _grid_points(
-        self, scene: Scene, seed: int, device: torch.device, budget: Budget
+        self, scene: Scene, seed: int, device: torch.device, budget: Budget, robust: RobustConfig
     ) -> tuple[Tensor, Tensor, float]:
         from .recipes import ngp
 
@@ -105,7 +112,7 @@ class FirstGaussians:
             budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
         length = f"{budget.steps} steps" if budget.seconds is None else f"{budget.seconds:.0f} s"
         print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        config = ngp.Config()
+        config = ngp.Config(robust=robust)
         job = config.build(scene, seed, device)
         fit(job, budget, config.after_step())
         assert isinstance(job.renderer, VolumeRenderer)

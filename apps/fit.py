@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from ..fields.average import Average
 from ..geometry import Camera, Pixels, Points, Rays
+from ..renderers.intrinsics import Intrinsics
 from ..renderers.pose_deltas import PoseDeltas
 from ..renderers.protocols import Loss, Step
+from ..renderers.robust import RobustMasks
 from .devices import CPU, default_generator, read_later
 from .errors import UserError
+
+PARTS = ("field", "renderer", "exposure", "poses", "intrinsics", "robust", "average")  # of a job, if it has them
 
 
 class NotFiniteError(UserError):
@@ -71,6 +75,8 @@ class Job:
     optimizer: torch.optim.Optimizer
     exposure: nn.Module | None = None  # (colours, frames, view) -> colours as photographed
     poses: PoseDeltas | None = None
+    intrinsics: Intrinsics | None = None
+    robust: RobustMasks | None = None  # takes pixels of what moved out of every loss
     average: Average | None = None
     drawn: frozenset[str] = frozenset()  # what the renderer is asked for beside colours: "depths", "normals"
     parts: Mapping[str, Stateful] = field(default_factory=dict)  # what else changes, by name
@@ -86,7 +92,7 @@ class Job:
         return self.renderer.device
 
     def _parts(self) -> dict[str, Stateful]:
-        known = {name: getattr(self, name) for name in ("field", "renderer", "exposure", "poses", "average")}
+        known = {name: getattr(self, name) for name in PARTS}
         return {name: part for name, part in (known | dict(self.parts)).items() if part is not None}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -100,7 +106,7 @@ class Job:
 
     def scene_tensors(self) -> dict[str, Tensor]:
         """What is kept when the fit is over, by name; averaged, if there is an average."""
-        kept = ("field.", "renderer.", "exposure.", "poses.")
+        kept = ("field.", "renderer.", "exposure.", "poses.", "intrinsics.")
         found = {k: v for k, v in self.tensors().items() if k.startswith(kept)}
         means = {} if self.average is None or not self.average.updates else self.average.means
         return found | {f"field.{k}": v for k, v in means.items()}
@@ -176,6 +182,7 @@ def fit(
 
 def _one_step(job: Job, spent: float) -> Report:
     view, target, frames = job.batches.draw()
+    view = view if job.intrinsics is None else job.intrinsics(view, frames, spent)
     view = view if job.poses is None else job.poses(view, frames, spent)
     render = job.renderer.render(job.field, view, **dict.fromkeys(job.drawn, True))
     if job.exposure is not None:
@@ -183,6 +190,7 @@ def _one_step(job: Job, spent: float) -> Report:
         exposed = job.exposure(render.pixels.colors, frames, view)
         render = replace(render, pixels=replace(render.pixels, colors=exposed))
     step = Step(job.step, job.field, view, render, target, frames, spent, job.known)
+    step = step if job.robust is None else job.robust(step)
     terms = {name: loss(step) for name, loss in job.losses.items()}
     total = sum(terms.values(), start=torch.zeros((), device=job.device))
     numbers = read_later(torch.stack([term.detach() for term in (total, *terms.values())]))

@@ -35,7 +35,9 @@ class ImageBatches:
             self.order = torch.randperm(len(self.frames), generator=self.generator, device=CPU)
         number, self.order = self.order[0], self.order[1:]
         pixels = self.frames[int(number)].pixels()
-        known = {name: self._known(pixels, name) for name in self.needed}
+        known: dict[str, Tensor | None] = {name: self._known(pixels, name) for name in self.needed}
+        if "depths" in self.needed:
+            known["depth_weights"] = pixels.depth_weights
         target = Pixels(pixels.colors, pixels.alphas, masks=pixels.masks, **known)
         if self.device != CPU:
             target = target.send(self.device)

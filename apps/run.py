@@ -13,7 +13,8 @@ RUN/preview.png          of a shape, at the end
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .checkpoint import load_tensors, save_tensors, write_whole
 from .config_io import from_json, to_json
 from .devices import CPU, choose_device
 from .errors import UserError
+from .intrinsics import with_refined
 
 RECIPES = f"{__package__}.recipes"
 
@@ -147,6 +149,7 @@ class Run:
     renderer: VolumeRenderer | PointRenderer | SphereTracer
     step: int
     elapsed: float
+    intrinsics: Mapping[str, Tensor] = field(default_factory=dict)  # as refined: see ``apps.intrinsics``
 
     @property
     def device(self) -> torch.device:
@@ -159,9 +162,10 @@ class Run:
         return hasattr(self.asked.config, "open_data")
 
     def scene(self) -> Scene:
-        """The photographs or the shape it was fitted to, read again from where they were."""
+        """The photographs or the shape it was fitted to, read again from where they were; with refined intrinsics."""
         asked = self.asked
-        return asked.config.prepare(open_data(asked.config, asked.data, asked.downscale, asked.masks))
+        scene = open_data(asked.config, asked.data, asked.downscale, asked.masks)
+        return with_refined(asked.config.prepare(scene), self.intrinsics)
 
 
 def open_data(config: Any, data: str, downscale: int, masks: MaskUse = MaskUse.IGNORE) -> Scene:
@@ -198,8 +202,9 @@ def open_run(folder: Path | str, device: str | torch.device = "auto") -> Run:
             f"{folder}: expected a fitted scene or a checkpoint, found none; let `polyfield fit --resume` finish first"
         )
     tensors, metadata = loaded
-    field, renderer = asked.config.build_model(asked.facts, choose_device(device))
-    for prefix, part in (("field.", field), ("renderer.", renderer)):
+    model, renderer = asked.config.build_model(asked.facts, choose_device(device))
+    for prefix, part in (("field.", model), ("renderer.", renderer)):
         part.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     renderer.eval()
-    return Run(folder, asked, field, renderer, int(metadata["step"]), float(metadata["elapsed"]))
+    refined = {k.partition(".")[2]: v for k, v in tensors.items() if k.startswith("intrinsics.")}
+    return Run(folder, asked, model, renderer, int(metadata["step"]), float(metadata["elapsed"]), refined)

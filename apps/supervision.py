@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
-from ..datasets.scene import Scene
+from ..datasets.scene import Frame, Scene, Split
 from ..geometry.types import Aabb, Points
 from ..renderers.protocols import Loss
+from ..renderers.robust import RobustConfig, RobustMasks
 from .devices import CPU
 from .errors import UserError
 
 SOURCES = {"depths": "depth_file_path", "normals": "normal_file_path"}  # in transforms.json
+MORE = {"depths": ", open a COLMAP model with tracks", "normals": ""}
 FACING, GRAZING = 0.8, 0.1  # share of normals that must; scalar product with the ray up to which one does
 STORED = frozenset(SOURCES)  # colours and alphas are handed out in any case
+
+
+def with_point_depths(losses: Mapping[str, Loss], scene: Scene) -> Scene:
+    """The scene whose training views have the depths of the points they saw, if a loss needs depths and no training
+    view has a map of them; says so."""
+    wanted = any(getattr(loss, "needs", None) == "depths" for loss in losses.values())
+    frames = [frame for frame in scene.train if frame.seen is not None and len(frame.seen.positions)]
+    if not wanted or not frames or any(frame.depths is not None for frame in scene.train):
+        return scene
+    maps = {frame.name: frame.seen.depths(frame.camera) for frame in frames if frame.seen is not None}
+    count = sum(int((depths > 0).sum()) for depths, _ in maps.values())
+    print(f"{scene.name}: depths of {count} pixels, from points of structure from motion in {len(maps)} photographs")
+
+    def told(frame: Frame) -> Frame:
+        if frame.split is not Split.TRAIN or frame.name not in maps:
+            return frame
+        depths, weights = maps[frame.name]
+        return replace(frame, depths=depths, depth_weights=weights)
+
+    return scene.with_frames(tuple(told(frame) for frame in scene.frames))
 
 
 def needed(losses: Mapping[str, Loss], scene: Scene) -> frozenset[str]:
@@ -28,7 +51,7 @@ def needed(losses: Mapping[str, Loss], scene: Scene) -> frozenset[str]:
         if all(getattr(frame, what) is None for frame in scene.train):
             raise UserError(
                 f"fit: --{option}.weight: expected {what} in a training view at least, {scene.name} has none; name "
-                f"them by {SOURCES[what]} in transforms.json, or leave the option out"
+                f"them by {SOURCES[what]} in transforms.json{MORE[what]}, or leave the option out"
             )
     if "normals" in names.values():
         check_normals(scene)
@@ -66,6 +89,23 @@ def _any_of(name: str, loss: Loss, scene: Scene) -> set[str]:
             "leave the option out"
         )
     return found
+
+
+def robust_masks(config: RobustConfig, scene: Scene, device: torch.device) -> RobustMasks | None:
+    """What takes outliers out of a fit, if it is asked for. Raises UserError for numbers that are none."""
+    if config.outliers == 0:
+        return None
+    if not 0 < config.outliers < 1:
+        raise UserError(
+            f"fit: --robust.outliers: expected a share of pixels from 0 to 1, got {config.outliers}; 0.1 suits "
+            "photographs in which moving things cover a tenth"
+        )
+    if config.neighborhood < 3:
+        raise UserError(
+            f"fit: --robust.neighborhood: expected 3 pixels or more, got {config.neighborhood}; 8 is a good choice"
+        )
+    longest = max(max(frame.camera.width, frame.camera.height) for frame in scene.train)
+    return config.build(len(scene.train), longest).to(device)
 
 
 def known_points(losses: Mapping[str, Loss], scene: Scene, bounds: Aabb, device: torch.device) -> Points | None:

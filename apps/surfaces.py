@@ -68,7 +68,7 @@ class SurfaceConfig(ngp.Config):
     def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
         """At the surfaces of a quick hash-grid fit."""
         assert isinstance(model, GridDistance)
-        return self.first.teach(model, scene, seed, budget) if self.first.grid_share > 0 else 0.0
+        return self.first.teach(model, scene, seed, budget, self.robust) if self.first.grid_share > 0 else 0.0
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``.

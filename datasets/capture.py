@@ -21,6 +21,7 @@ from . import depths, images
 from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
 from .normals import Axes, read_normals
 from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
+from .seen_points import SeenPoints
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Shot:
     normal: Path | None = None
     normal_axes: Axes = Axes.OPENGL
     near_far: tuple[float, float] | None = None
+    seen: SeenPoints | None = None  # the data set's frame, float64
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ def _read_frame(shot: Shot, options: LoadOptions, blind: Tensor | None) -> Frame
         mask = ~blind if mask is None else mask & ~blind
     ray_depths = None if shot.depth is None else _ray_depths(shot, shot.depth, camera, downscale)
     normals = None if shot.normal is None else _normals(shot, shot.normal, camera, downscale)
-    return Frame(shot.name, camera, colors, shot.split, alphas, mask, ray_depths, normals, image_path=shot.image)
+    known = dict(depths=ray_depths, normals=normals, seen=shot.seen)
+    return Frame(shot.name, camera, colors, shot.split, alphas, mask, image_path=shot.image, **known)  # type: ignore[arg-type]
 
 
 def _mask_factor(path: Path, camera: Camera, usual: int) -> int:
@@ -267,7 +270,10 @@ def _move(frame: Frame, to_scene: Tensor, scale: float) -> Frame:
     ray_depths = None if frame.depths is None else frame.depths * scale
     turn = (to_scene[:3, :3] / similarity_scale(to_scene)).float()
     normals = None if frame.normals is None else (frame.normals.float() @ turn.T).half()
-    return replace(frame, camera=camera, depths=ray_depths, normals=normals)
+    seen = frame.seen
+    if seen is not None:
+        seen = SeenPoints(transform_points(to_scene, seen.positions).float(), seen.weights.float())
+    return replace(frame, camera=camera, depths=ray_depths, normals=normals, seen=seen)
 
 
 def _near(frames: tuple[Frame, ...], shots: Sequence[Shot], placement: Placement) -> float:

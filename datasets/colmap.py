@@ -23,6 +23,7 @@ from .colmap_model import PARTS, ModelCamera, ModelPoints, part_file, read_model
 from .masks import with_masks
 from .photo_folders import PhotoFolder, choose_folder, is_photo
 from .scene import LoadOptions, Scene, SceneError
+from .seen_points import seen_points
 
 PREFERENCE = 7
 INSIDE = ("sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/0/sparse", "dense/sparse", "0", "")
@@ -57,7 +58,8 @@ def read_with(folder: Path, photos: PhotoFolder, masks_in: Path) -> Capture:
     if not model.images:
         raise SceneError(f"{folder}: expected registered images, got a model with none; run the reconstruction again")
     shots, absent = [], []
-    for image in sorted(model.images.values(), key=lambda i: i.name):
+    seen = seen_points(model.points, None if model.points is None else trusted(model.points))
+    for number, image in sorted(model.images.items(), key=lambda i: i[1].name):
         path = photos.path / image.name.replace("\\", "/")
         if not path.is_file():
             absent.append(image.name)
@@ -66,7 +68,7 @@ def read_with(folder: Path, photos: PhotoFolder, masks_in: Path) -> Capture:
         pose = _pose(f"{folder}: {image.name}", image.quat, image.translation)
         camera = to_camera(f"{folder}: camera {image.camera}", model.cameras[image.camera], pose)
         camera = fitted_to_image(str(path), camera, facts)
-        shots.append(Shot(image.name, camera, path, facts.channels, shrunk=photos.shrunk))
+        shots.append(Shot(image.name, camera, path, facts.channels, shrunk=photos.shrunk, seen=seen.get(number)))
     if absent:
         raise SceneError(
             f"{folder}: expected all {len(model.images)} images of the model in {photos.path}, found no {absent[0]}"

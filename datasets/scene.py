@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from torch import Tensor
 from ..geometry.cameras import Camera
 from ..geometry.types import Aabb, Mesh, Pixels
 from .normalize import up_direction
+
+if TYPE_CHECKING:
+    from .seen_points import SeenPoints
 
 GIB = 1 << 30
 
@@ -75,11 +79,13 @@ class Frame:
     depths: Tensor | None = None  # (H, W) float32 along the ray, scene units; 0 = unknown
     normals: Tensor | None = None  # (H, W, 3) float16, scene frame, unit; 0 = unknown
     image_path: Path | None = None
+    seen: SeenPoints | None = None  # scene frame: points of structure from motion
+    depth_weights: Tensor | None = None  # (H, W) float32 in [0, 1], how far depths are to be trusted; None = alike
 
     @property
     def memory_bytes(self) -> int:
         """What its images hold."""
-        tensors = (self.colors, self.alphas, self.mask, self.depths, self.normals)
+        tensors = (self.colors, self.alphas, self.mask, self.depths, self.normals, self.depth_weights)
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def pixels(self) -> Pixels:
@@ -90,6 +96,7 @@ class Frame:
             depths=self.depths,
             normals=None if self.normals is None else self.normals.float(),
             masks=self.mask,
+            depth_weights=self.depth_weights,
         )
 
     def over(self, background: Tensor | tuple[float, float, float]) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 TABLE = 512
 ITERATIONS = 30
+FOLLOWING = 6  # Newton's steps from a solution for another lens, which is nearby
 
 
 def coefficients(distortion: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -150,3 +151,41 @@ def fisheye_undistort(radius: Tensor, distortion: Tensor) -> tuple[Tensor, Tenso
         got, slope = fisheye_radius(theta, k)
         theta = torch.where(exists, theta - (got - radius) / slope.detach().clamp_min(1e-9), theta)
     return theta, exists
+
+
+def follow_opencv(start: Tensor, u: Tensor, v: Tensor, k: Sequence[Tensor]) -> Tensor:
+    """Unit directions (R, 3) that a radial-tangential lens with its own coefficients k (8 of (R,)) images at u, v (R,).
+
+    From ``start`` (R, 3), directions nearby, and differentiable in u, v and k: for lenses that change little at a time.
+    Where nothing nearby is imaged there, ``start`` itself.
+    """
+    with torch.no_grad():
+        depth = start[:, 2].clamp_min(1e-6)
+        x, y = start[:, 0] / depth, start[:, 1] / depth
+        for _ in range(FOLLOWING):
+            step_x, step_y, _ = _newton_step(x, y, u, v, k)
+            x, y = x - step_x, y - step_y
+        got_u, got_v, (a, b, d) = opencv_distort(x, y, k)
+        near = (got_u - u).hypot(got_v - v) < 1e-6
+        near &= (a * d - b * b > 0) & (start[:, 2] > 1e-6)
+    step_x, step_y, _ = _newton_step(x, y, u, v, k)
+    x, y = torch.where(near, x - step_x, 0.0), torch.where(near, y - step_y, 0.0)
+    z = (x * x + y * y + 1).rsqrt()
+    return torch.where(near[:, None], torch.stack([x * z, y * z, z], -1), start)
+
+
+def follow_fisheye(start: Tensor, u: Tensor, v: Tensor, k: Sequence[Tensor]) -> Tensor:
+    """``follow_opencv`` of an equidistant fisheye with its own coefficients k (4 of (R,))."""
+    square = u * u + v * v
+    off_axis = square > 1e-24
+    radius = torch.where(off_axis, square, 1.0).sqrt()
+    with torch.no_grad():
+        theta = torch.atan2(start[:, :2].norm(dim=-1), start[:, 2])
+        for _ in range(FOLLOWING):
+            got, slope = fisheye_radius(theta, k)
+            theta = (theta - ((got - radius) / slope.clamp_min(1e-9)).clamp(-0.5, 0.5)).clamp(0, math.pi)
+        near = ((fisheye_radius(theta, k)[0] - radius).abs() < 1e-6) & off_axis
+    got, slope = fisheye_radius(theta, k)
+    theta = torch.where(near, theta - (got - radius) / slope.detach().clamp_min(1e-9), 0.0)
+    sine = theta.sin() / radius
+    return torch.where(near[:, None], torch.stack([u * sine, v * sine, theta.cos()], -1), start)

@@ -149,6 +149,7 @@ class Pixels(_TensorDataclass):
     colors: Tensor | None = None  # (*P, 3)
     alphas: Tensor | None = None  # (*P,)
     depths: Tensor | None = None  # (*P,) along the ray
+    depth_weights: Tensor | None = None  # (*P,) in [0, 1]: how far depths are to be trusted; None = alike
     normals: Tensor | None = None  # (*P, 3) world, unit
     features: Tensor | None = None  # (*P, C)
     masks: Tensor | None = None  # (*P,) bool, True = counts; False = ignored by every loss and metric

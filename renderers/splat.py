@@ -14,7 +14,7 @@ from ..fields.protocols import Primitives
 from ..fields.sh_factors import ShFactors
 from ..geometry import Camera, CameraModel, Pixels, Rays
 from ..geometry.gaussians import Gaussians
-from ..geometry.transforms import quaternion_to_matrix
+from ..geometry.transforms import quaternion_to_matrix, rigid
 from .protocols import Render
 
 
@@ -96,9 +96,9 @@ class SplatRenderer(nn.Module):
         g = field.gaussians()
         camera = camera.to(self.device)
         background = self._background()
+        given = drawn_for(g, camera)
         drawn = render_gaussians(
-            *parameters_of(g),
-            *seen_by(camera),
+            *given,
             features=facing(_flattest(g), g.means, camera) if normals else None,
             background=background,
             depths=depths,
@@ -107,7 +107,7 @@ class SplatRenderer(nn.Module):
             blur=self.config.blur,
             antialias=self.config.antialias,
             lens=lens,
-            **self._gradients(g),
+            **self._gradients(g, given),
         )
         along = drawn.median_depths
         if drawn.z_depths is not None:
@@ -120,12 +120,12 @@ class SplatRenderer(nn.Module):
     def _fits(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def _gradients(self, g: Gaussians) -> dict[str, Any]:
+    def _gradients(self, g: Gaussians, given: tuple[Any, ...]) -> dict[str, Any]:
         """How a fit draws: which bands, and where gradients go: the optimizer's buffers, or None = to autograd."""
         if not self._fits():
             return {}
         degree = g.degree if self.degree is None else self.degree
-        *others, sh = (p.grad if p.is_leaf else None for p in parameters_of(g))
+        *others, sh = (p.grad if p.is_leaf else None for p in given[:5])
         if self.color_gradient is not None:
             sh = self.color_gradient.open(g.sh, degree)
         statistics = None if self.statistics is None else self.statistics.sums
@@ -142,9 +142,22 @@ def parameters_of(g: Gaussians) -> tuple[Tensor, ...]:
     return g.means, g.quats, g.log_scales, g.logit_opacities, g.sh
 
 
-def seen_by(camera: Camera) -> tuple[Tensor, Tensor, int, int]:
-    """A camera as the kernels' ops take it."""
-    return camera.K, camera.world_to_camera, camera.width, camera.height
+def drawn_for(g: Gaussians, camera: Camera) -> tuple[Any, ...]:
+    """Gaussians and a camera as the kernels' ops take them.
+
+    Those have no gradient to K, but one to all of the pose's matrix, and K p = K_0 (K_0^-1 K) p: what a change of K
+    does to a pinhole's image, a change of the pose by K_0^-1 K does as well. Colours are seen from -R^T t, which that
+    must not move: so the camera is in the origin then, and means are given relative to it.
+    """
+    K, size = camera.K, (camera.width, camera.height)
+    if not K.requires_grad or camera.model is not CameraModel.PINHOLE:
+        return *parameters_of(g), K, camera.world_to_camera, *size
+    fixed = K.detach()
+    turn = camera.camera_to_world[:3, :3].T
+    change = torch.eye(3).to(fixed) + fixed.inverse() @ (K - fixed)
+    pose = rigid(change @ turn, torch.zeros_like(camera.position))
+    means, *others = parameters_of(g)
+    return means - camera.position, *others, fixed, pose, *size
 
 
 def lengthening(camera: Camera) -> Tensor:

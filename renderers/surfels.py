@@ -13,7 +13,7 @@ from ..fields.protocols import Primitives
 from ..geometry import Camera, CameraModel, Pixels
 from ..geometry.transforms import quaternion_to_matrix
 from .protocols import Render
-from .splat import SplatRenderer, blended_normals, facing, lengthening, parameters_of, seen_by
+from .splat import SplatRenderer, blended_normals, drawn_for, facing, lengthening
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class SurfelRenderer(SplatRenderer):
         background = self._background()
         fit = self._fits()
         geometry = self.geometry and fit
+        given = drawn_for(g, camera)
         drawn = render_surfels(
-            *parameters_of(g),
-            *seen_by(camera),
+            *given,
             features=facing(quaternion_to_matrix(g.quats)[..., 2], g.means, camera) if normals or geometry else None,
             background=background,
             depths=depths or median_depths or geometry,
             near=self.config.near,
             planes=self.config.planes,
-            **self._gradients(g),
+            **self._gradients(g, given),
         )
         along = self._depths(drawn.z_depths, drawn.median_depths, drawn.alphas, fit, median_depths)
         if along is not None:

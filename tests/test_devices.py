@@ -27,6 +27,7 @@ from polyfield.fields.networks import MlpConfig
 from polyfield.fields.radiance_grid import RadianceGridConfig
 from polyfield.geometry import Aabb
 from polyfield.renderers.metrics import psnr
+from polyfield.renderers.robust import RobustConfig
 from polyfield.renderers.volume import MarchConfig
 
 from tests.fake_gpu import DEVICE, Far, fake_gpu
@@ -40,6 +41,7 @@ TINY = replace(
     occupancy=ngp.OccupancyConfig(resolution=16, cells=1024),
     samples_per_step=512,
     exposure=ExposureKind.GAIN,
+    robust=RobustConfig(outliers=0.1, begin=0.0, until=0.0),
 )
 
 

@@ -19,6 +19,7 @@ from ...geometry.types import Aabb
 from ...renderers.background import FixedBackground, LearnedBackground, RandomBackground
 from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
 from ...renderers.field_background import FieldBackground, FieldBackgroundConfig
+from ...renderers.intrinsics import IntrinsicsConfig
 from ...renderers.losses.depth import Depth
 from ...renderers.losses.distortion import Distortion
 from ...renderers.losses.normal import Normal
@@ -29,6 +30,7 @@ from ...renderers.opacity import density
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
 from ...renderers.protocols import Opacity as OpacityLaw
+from ...renderers.robust import RobustConfig
 from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..coarse_to_fine import CoarseToFine, CoarseToFineConfig
@@ -36,9 +38,10 @@ from ..devices import CPU
 from ..errors import UserError
 from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
+from ..intrinsics import intrinsics_of
 from ..march_pace import MarchPace
 from ..run import SceneFacts
-from ..supervision import known_points, needed
+from ..supervision import known_points, needed, robust_masks, with_point_depths
 
 FORMED = 0.1  # of the budget: by then surfaces are
 HAZE = 1e-3  # before, all that is less transparent than this counts
@@ -126,7 +129,11 @@ class Config:
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
+    refine_intrinsics: bool = False
+    """Correct focal lengths and radial distortion while fitting, of each camera."""
+    intrinsics: IntrinsicsConfig = IntrinsicsConfig()
     coarse_to_fine: CoarseToFineConfig = CoarseToFineConfig()
+    robust: RobustConfig = RobustConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
 
@@ -168,6 +175,7 @@ class Config:
                 "fit: --normal.weight: expected 0, as a hash grid's normals jump from cell to cell; use one of the "
                 "recipes splat, splat_classic, splat_mip, neus and volsdf, or drop the option"
             )
+        robust = robust_masks(self.robust, scene, device)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
@@ -190,20 +198,30 @@ class Config:
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
             groups.append(self.poses.group(poses))
+        intrinsics = None
+        if self.refine_intrinsics:
+            intrinsics = intrinsics_of(scene, self.intrinsics).to(device)
+            groups.append(self.intrinsics.group(intrinsics))
         losses = self.build_losses(SceneFacts.of(scene))
+        scene = with_point_depths(losses, scene)
         known = needed(losses, scene)
         if isinstance(exposure, BilateralGrids):
             losses["exposure"] = exposure.prior
             known |= {"image_points"}
         if poses is not None:
             losses["poses"] = poses.prior
+        if intrinsics is not None:
+            losses["intrinsics"] = intrinsics.prior
+            known |= {"image_points"}
+        if robust is not None:
+            known |= {"image_points"}
         batches = PixelBatches(
             scene.train, near=scene.near, seed=seed + 2, device=device, needed=known, patch=renderer.patch
         )
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
         parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
-        if poses is not None or hasattr(model, "difference"):
+        if self.refine_poses or self.refine_intrinsics or hasattr(model, "difference"):
             parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
             field=model,
@@ -213,6 +231,8 @@ class Config:
             optimizer=optimizer,
             exposure=exposure,
             poses=poses,
+            intrinsics=intrinsics,
+            robust=robust,
             drawn=known & {"normals"},
             known=known_points(losses, scene, model.bounds, device),
             average=Average(model) if self.average_every else None,

@@ -16,20 +16,23 @@ from ...fields.optimizer import Adam
 from ...fields.sh_factors import ShFactors
 from ...geometry import Aabb, Gaussians
 from ...renderers.bilateral_grid import BilateralConfig, BilateralGrids
+from ...renderers.intrinsics import IntrinsicsConfig
 from ...renderers.losses.depth import Depth
 from ...renderers.losses.normal import Normal
 from ...renderers.losses.primitives import MeanOpacity, MeanScale
 from ...renderers.losses.ssim import SsimL1
 from ...renderers.pose_deltas import PoseConfig
 from ...renderers.protocols import Loss
+from ...renderers.robust import RobustConfig
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
 from ..exposures import ExposureKind, center_exposures
 from ..first_gaussians import FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
+from ..intrinsics import intrinsics_of
 from ..run import SceneFacts
-from ..supervision import needed
+from ..supervision import needed, robust_masks, with_point_depths
 
 BYTES_PER_GAUSSIAN = 1000  # while fitting: parameters, moments, gradients, and what a step draws with
 
@@ -119,6 +122,10 @@ class Config:
     refine_poses: bool = False
     """Correct the cameras' poses while fitting."""
     poses: PoseConfig = PoseConfig()
+    refine_intrinsics: bool = False
+    """Correct focal lengths while fitting, of each camera."""
+    intrinsics: IntrinsicsConfig = IntrinsicsConfig()
+    robust: RobustConfig = RobustConfig()
 
     def prepare(self, scene: Scene) -> Scene:
         """Photographs without their lens's distortion."""
@@ -146,7 +153,7 @@ class Config:
     def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
         """What a fit begins with, and how long it took to find, seconds."""
         first = replace(self.first, count=min(self.first.count, self.most))
-        return first.draw(scene, self.sh_degree, seed, device, budget)
+        return first.draw(scene, self.sh_degree, seed, device, budget, self.robust)
 
     def terms(self) -> dict[str, Any]:
         """The losses, each with its weight, by name."""
@@ -156,6 +163,7 @@ class Config:
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``. Without a budget, no Gaussians yet: a checkpoint follows."""
         losses: dict[str, Loss] = {name: loss for name, loss in self.terms().items() if loss.weight != 0}
+        scene = with_point_depths(losses, scene)
         known = needed(losses, scene)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
@@ -184,6 +192,11 @@ class Config:
         if poses is not None:
             groups.append(self.poses.group(poses))
             losses["poses"] = poses.prior
+        intrinsics = None
+        if self.refine_intrinsics:
+            intrinsics = intrinsics_of(scene, self.intrinsics, radial=False).to(device)
+            groups.append(self.intrinsics.group(intrinsics))
+            losses["intrinsics"] = intrinsics.prior
         batches = ImageBatches(scene.train, seed=seed + 2, device=device, needed=known)
         return Job(
             field=model,
@@ -193,6 +206,8 @@ class Config:
             optimizer=Adam(groups, betas=(0.9, 0.999), eps=r.eps),
             exposure=exposure,
             poses=poses,
+            intrinsics=intrinsics,
+            robust=robust_masks(self.robust, scene, device),
             drawn=known,
             parts={"batches": batches, "bands": Bands(renderer)},
             elapsed=seconds,

@@ -36,7 +36,7 @@ def depth_error(depths: Tensor, target: Tensor, huber: float = 0.0, inverse: boo
 
 @dataclass(frozen=True)
 class Depth:
-    """How much measured depths count, in scene units; mean over the pixels that have one."""
+    """How much measured depths count, in scene units; mean over the pixels that have one, each by its own weight."""
 
     weight: float = 0.0
     """0 leaves it out."""
@@ -53,4 +53,6 @@ class Depth:
             which = "target" if target is None else "render"
             raise ValueError(f"depth: {which}: expected depths, got none; use a view that has them, or drop the loss")
         error, known = depth_error(depths, target, self.huber, self.inverse)
+        if step.target.depth_weights is not None:
+            error = error * step.target.depth_weights
         return self.weight * step.mean(error * alphas.detach(), known)
