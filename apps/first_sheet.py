@@ -19,6 +19,7 @@ from ..geometry.cloud_distance import NEIGHBORS
 from ..geometry.thinning import thinned
 from ..geometry.types import Aabb, Points
 from ..renderers.losses.known_distances import KnownDistances
+from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .errors import UserError
 from .first_gaussians import surface_points
 from .fit import Budget, fit
@@ -43,7 +44,15 @@ class FirstSheet:
     """Of the budget, what fitting the distances to them takes."""
     samples: SamplesConfig = SamplesConfig(most=1 << 18)
 
-    def teach(self, model: GridDistance, known: KnownDistances, scene: Scene, seed: int, budget: Budget) -> float:
+    def teach(
+        self,
+        model: GridDistance,
+        known: KnownDistances,
+        scene: Scene,
+        seed: int,
+        budget: Budget,
+        robust: RobustConfig = NOTHING_MOVES,
+    ) -> float:
         """Teach ``model`` and ``known`` the distances to the scene's surfaces; returns seconds spent."""
         from .recipes import ngp, shape
 
@@ -52,7 +61,7 @@ class FirstSheet:
         quick = self._share(budget, self.grid_share, self.grid_seconds, self.grid_steps)
         length = f"{quick.steps} steps" if quick.seconds is None else f"{quick.seconds:.0f} s"
         print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        radiance = ngp.Config()
+        radiance = ngp.Config(robust=robust)
         job = radiance.build(scene, seed, device)
         fit(job, quick, radiance.after_step())
         try:

@@ -56,7 +56,6 @@ class VolumeRenderer(nn.Module):
         self.config = config
         self.generator = torch.Generator()  # on the device where rays are marched while fitting
         self.coarseness = 1.0  # while fitting, intervals are this much longer
-        self.haze = 1.0  # while fitting, the most that ``min_alpha`` is: what a fit begins with is all transparent
         self.patch = 1  # while fitting, rays come in patches of so many pixels a side, and their middle one is marched
 
     @property
@@ -144,20 +143,17 @@ class VolumeRenderer(nn.Module):
             return self.opacity(FieldOutput(values), rays, samples)
 
     def _visible(self, rays: Rays, samples: Samples, values: Tensor) -> Samples:
-        return prune(self._alphas(rays, samples, values), samples, **self._limits())
-
-    def _limits(self) -> dict[str, float]:
-        """Below which intervals are dropped."""
-        least = min(self.config.min_alpha, self.haze) if self.training else self.config.min_alpha
-        return dict(min_transmittance=self.config.min_transmittance, min_alpha=least)
+        limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
+        return prune(self._alphas(rays, samples, values), samples, **limits)
 
     def _patch_intervals(self, field: Field, rays: Rays) -> tuple[Samples, Samples, Tensor]:
         """Visible intervals, which are those of the patches' middle rays; and what these met, with its values."""
         middles = middle_rays(len(rays), self.patch, rays.origins.device)
         some = rays[middles]
         marched, values = self._march(field, some)
+        limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
         packed = (marched.t_starts, marched.t_ends, marched.ray_offsets)
-        kept = prune_packed(self._alphas(some, marched, values), *packed, **self._limits())[0]
+        kept = prune_packed(self._alphas(some, marched, values), *packed, **limits)[0]
         samples = spread(marched, with_neighbors(kept, marched), self.patch)
         counts = torch.zeros(len(rays), dtype=torch.int32, device=middles.device)
         counts[middles] = marched.ray_offsets.diff()

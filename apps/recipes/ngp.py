@@ -43,9 +43,6 @@ from ..march_pace import MarchPace
 from ..run import SceneFacts
 from ..supervision import known_points, needed, robust_masks, with_point_depths
 
-FORMED = 0.1  # of the budget: by then surfaces are
-HAZE = 1e-3  # before, all that is less transparent than this counts
-
 
 class Background(Enum):
     """What stands behind the scene."""
@@ -94,11 +91,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches.
-
-    What is more transparent than ``march.min_alpha`` is nothing, once the scene has formed: a step's samples are for
-    more rays then.
-    """
+    """Instant-NGP on this machine's kernels. Tables are sized for a CPU's caches."""
 
     default_steps: ClassVar[int] = 4000
     takes_normals: ClassVar[bool] = False
@@ -109,7 +102,7 @@ class Config:
             grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True)
         )
     )
-    march: MarchConfig = MarchConfig(min_transmittance=1e-3, min_alpha=2e-2)
+    march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     occupancy: OccupancyConfig = OccupancyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     photometric: Photometric = Photometric()
@@ -250,8 +243,7 @@ class Config:
         return [self.set_pace, self.set_levels, self.update_occupancy, self.update_average, center_exposures]
 
     def set_pace(self, report: Report) -> None:
-        """Steer the next step towards the wanted number of samples, of what counts by then."""
-        report.job.renderer.haze = HAZE if report.spent < FORMED else 1.0
+        """Steer the next step towards the wanted number of samples."""
         pace = report.job.parts["pace"]
         assert isinstance(pace, MarchPace)
         pace(report)

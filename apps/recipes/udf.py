@@ -53,7 +53,7 @@ class Config(SurfaceConfig):
         assert isinstance(job.field, GridDistance)
         known = KnownDistances(self.known, device)
         if budget is not None and self.first.grid_share > 0:
-            job.elapsed = self.first.teach(job.field, known, scene, seed, budget)
+            job.elapsed = self.first.teach(job.field, known, scene, seed, budget, self.robust)
             self.look(job, all_cells=True)
         if self.known != 0:
             job.losses, job.parts = {**job.losses, "known": known}, {**job.parts, "known": known}
