@@ -7,7 +7,8 @@ class UserError(ValueError):
     """``what: expected ..., got ...; remedy``."""
 
 
-def at_least(least: float, value: float | None, what: str, unit: str = "") -> None:
-    """Raises UserError for an option ``what`` whose value is less; None is not given."""
-    if value is not None and value < least:
-        raise UserError(f"{what}: expected at least {least}{unit}, got {value}")
+def check_least(verb: str, **options: tuple[float | None, float]) -> None:
+    """name=(value, least): raises UserError for an option's value below; None is not given."""
+    for name, (value, least) in options.items():
+        if value is not None and not value >= least:
+            raise UserError(f"{verb}: --{name.replace('_', '-')}: expected at least {least}, got {value}")

@@ -23,7 +23,8 @@ from ..geometry.types import Aabb, Pixels
 from ..renderers.losses.eikonal import eikonal
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .devices import CPU
-from .fit import Budget, Job, fit
+from .fit import Budget, Job
+from .quick_fit import quick_fit
 
 MARGIN = 2.0  # by how much less than its depth a view looks through space: per cells along the cube
 CHUNK = 1 << 18  # points at a time
@@ -54,19 +55,9 @@ class FirstDistance:
         self, model: GridDistance, scene: Scene, seed: int, budget: Budget, robust: RobustConfig = NOTHING_MOVES
     ) -> float:
         """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces; returns seconds spent."""
-        from .recipes import ngp
-
         started = time.perf_counter()
-        if budget.seconds is not None:
-            quick = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
-            length = f"{quick.seconds:.0f} s"
-        else:
-            quick = Budget(steps=max(1, min(self.grid_steps, round((budget.steps or 0) * self.grid_share))))
-            length = f"{quick.steps} steps"
-        print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        config = ngp.Config(robust=robust)
-        job = config.build(scene, seed, model.bounds_low.device)
-        fit(job, quick, config.after_step())
+        part = budget.part(self.grid_share, self.grid_seconds, self.grid_steps)
+        job = quick_fit(scene, seed, model.bounds_low.device, part, robust)
         distances = solid_distances(self._carve(job, scene))
         if distances is not None:
             self._learn(model, distances.to(model.bounds_low.device), seed)

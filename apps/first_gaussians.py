@@ -20,7 +20,8 @@ from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
 from .errors import UserError
-from .fit import Budget, Job, fit
+from .fit import Budget, Job
+from .quick_fit import quick_fit
 from .surroundings import surroundings
 
 FEW_VIEWS, FEW_POINTS = 16, 500  # from so few views a hash grid finds clouds before the cameras, and points do not
@@ -104,17 +105,11 @@ class FirstGaussians:
     def _grid_points(
         self, scene: Scene, seed: int, device: torch.device, budget: Budget, robust: RobustConfig
     ) -> tuple[Tensor, Tensor, float]:
-        from .recipes import ngp
-
         if budget.seconds is not None:
             budget = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
         else:
             budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
-        length = f"{budget.steps} steps" if budget.seconds is None else f"{budget.seconds:.0f} s"
-        print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        config = ngp.Config(robust=robust)
-        job = config.build(scene, seed, device)
-        fit(job, budget, config.after_step())
+        job = quick_fit(scene, seed, device, budget, robust)
         assert isinstance(job.renderer, VolumeRenderer)
         points, colors = surface_points(job, self.count)
         return points, colors, job.elapsed

@@ -23,6 +23,7 @@ from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .errors import UserError
 from .first_gaussians import surface_points
 from .fit import Budget, fit
+from .quick_fit import quick_fit
 from .shape_batches import SamplesConfig, ShapeBatches
 
 
@@ -54,16 +55,12 @@ class FirstSheet:
         robust: RobustConfig = NOTHING_MOVES,
     ) -> float:
         """Teach ``model`` and ``known`` the distances to the scene's surfaces; returns seconds spent."""
-        from .recipes import ngp, shape
+        from .recipes import shape
 
         started = time.perf_counter()
         device = model.bounds_low.device
-        quick = self._share(budget, self.grid_share, self.grid_seconds, self.grid_steps)
-        length = f"{quick.steps} steps" if quick.seconds is None else f"{quick.seconds:.0f} s"
-        print(f"{scene.name}: a hash-grid fit finds the surfaces first, {length}", flush=True)
-        radiance = ngp.Config(robust=robust)
-        job = radiance.build(scene, seed, device)
-        fit(job, quick, radiance.after_step())
+        part = budget.part(self.grid_share, self.grid_seconds, self.grid_steps)
+        job = quick_fit(scene, seed, device, part, robust)
         try:
             points, _ = surface_points(job, self.points)
         except UserError:  # nothing is opaque yet
@@ -75,12 +72,7 @@ class FirstSheet:
         cloud = replace(scene, frames=(), mesh=None, points=points, point_normals=normals)
         batches = ShapeBatches(surface_of(cloud), truth_of(cloud, signed=False), self.samples, seed=seed, device=device)
         taught = shape.Config(field=shape.Kind.UDF).fit_of(model, batches, seed)
-        fit(taught, self._share(budget, self.share, self.grid_seconds, self.grid_steps))
+        fit(taught, budget.part(self.share, self.grid_seconds, self.grid_steps))
         rows = batches.pool
         known.learn(Points(rows[:, :3].contiguous(), rows[:, 3]))
         return time.perf_counter() - started
-
-    def _share(self, budget: Budget, share: float, seconds: float, steps: int) -> Budget:
-        if budget.seconds is not None:
-            return Budget(seconds=min(budget.seconds * share, seconds))
-        return Budget(steps=max(1, min(steps, round((budget.steps or 0) * share))))

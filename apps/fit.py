@@ -43,6 +43,12 @@ class Budget:
         assert self.steps is not None
         return min(step / self.steps, 1.0) if self.steps else 1.0
 
+    def part(self, share: float, seconds: float, steps: int) -> Budget:
+        """A share of it, at most so many seconds, or so many steps; at least one step."""
+        if self.seconds is not None:
+            return Budget(seconds=min(self.seconds * share, seconds))
+        return Budget(steps=max(1, min(steps, round((self.steps or 0) * share))))
+
 
 class Stateful(Protocol):
     """What a checkpoint keeps: modules, optimizers' helpers, whatever changes from step to step."""

@@ -8,7 +8,7 @@ from ..geometry.hole_filling import MOST, fill_holes
 from ..geometry.mesh_ops import largest_components, simplify
 from ..geometry.smoothing import smooth
 from ..geometry.types import Mesh
-from .errors import UserError
+from .errors import UserError, check_least
 
 CRUMBS = 1e-3  # of the triangles: smaller parts are errors
 
@@ -24,8 +24,8 @@ class Cleanup:
 
     def check(self) -> None:
         """Raises UserError for numbers that make no sense."""
-        check_least(components=(self.components, 0), fill_holes=(self.fill_holes, 0), smooth=(self.smooth, 0))
-        check_least(target_faces=(self.target_faces, 4))
+        counts = {name: (getattr(self, name), 0) for name in ("components", "fill_holes", "smooth")}
+        check_least("extract", **counts, target_faces=(self.target_faces, 4))
         if self.fill_holes and not 3 <= self.fill_holes <= MOST:
             raise UserError(f"extract: --fill-holes: expected 0, or 3 to {MOST} edges, got {self.fill_holes}")
 
@@ -41,10 +41,3 @@ class Cleanup:
         if self.smooth:
             mesh = smooth(mesh, self.smooth)
         return mesh if self.target_faces is None else simplify(mesh, self.target_faces)
-
-
-def check_least(**options: tuple[float | None, float]) -> None:
-    """name=(value, least): raises UserError for a value below."""
-    for name, (value, least) in options.items():
-        if value is not None and not value >= least:
-            raise UserError(f"extract: --{name.replace('_', '-')}: expected at least {least}, got {value}")

@@ -7,10 +7,9 @@ side: the sphere of a signed distance would leave a closed zero set behind, whic
 keep distances from being negative:
 
     cut     max(0, g), straight-through: below zero gradients pass as if nothing were cut, so that the network finds
-            back. For exact distances: folded at zero, fits to shapes gave the two sides of a surface different signs,
-            and closed a bowl by a thin membrane where the signs had to meet.
-    fold    |g| (as in Zhou et al., "CAP-UDF", 2022). For photographs, which cannot tell a cut-off volume of zeros from
-            its surface: folded, there is none.
+            back.
+    fold    |g| (as in Zhou et al., "CAP-UDF", 2022): no volume of zeros. But fits to shapes gave the two sides of a
+            surface different signs, and closed a bowl by a thin membrane where the signs had to meet.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ def run(
         oversampling: rays along a pixel, whose mean is compared; by default 2 (so 4 rays), of Gaussians 1.
     """
     from ..devices import enough_memory
-    from ..errors import at_least
+    from ..errors import check_least
     from ..mesh_scores import summary
     from ..run import open_run
 
-    at_least(1, oversampling, "evaluate: --oversampling")
+    check_least("evaluate", oversampling=(oversampling, 1))
     opened = open_run(run, device)
     with enough_memory("evaluate", opened.device, "fit with a smaller --march.chunk or --downscale"):
         metrics = evaluate(opened, views_on_sheet, mesh, resolution, half_fit, oversampling)

@@ -186,9 +186,10 @@ def extract_mesh(
     from ...geometry.mesh_ops import transform
     from .. import meshing
     from ..devices import CPU
-    from ..mesh_cleanup import Cleanup, check_least
+    from ..errors import check_least
+    from ..mesh_cleanup import Cleanup
 
-    check_least(resolution=(resolution, 8), cascades=(cascades, 1), trim=(trim, 0))
+    check_least("extract", resolution=(resolution, 8), cascades=(cascades, 1), trim=(trim, 0))
     cleanup = Cleanup(components, fill_holes, smooth, target_faces)
     cleanup.check()
     method = _method(run, method, level)
@@ -234,9 +235,10 @@ def mesh_points(
     import torch
 
     from .. import meshing
-    from ..mesh_cleanup import Cleanup, check_least
+    from ..errors import check_least
+    from ..mesh_cleanup import Cleanup
 
-    check_least(resolution=(resolution, 8), trim=(trim, 0))
+    check_least("extract", resolution=(resolution, 8), trim=(trim, 0))
     cleanup = Cleanup(components, fill_holes, smooth, target_faces)
     cleanup.check()
     box = None if crop is None else _checked_crop(crop)

@@ -89,15 +89,14 @@ def run(
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
-    from ..errors import UserError, at_least
+    from ..errors import UserError, check_least
     from ..run import open_run
 
     if path is not None:
         views = Views.PATH
     if views is Views.PATH and path is None:
         raise UserError("render: --views path: expected --path FILE as well; record one with `polyfield view`")
-    at_least(1, frames, "render: --frames")
-    at_least(1, oversampling, "render: --oversampling")
+    check_least("render", frames=(frames, 1), oversampling=(oversampling, 1))
     opened = renderer.of(open_run(run, device), shadows, occlusion, "render")
     if Channel.SHADED in channels and not hasattr(opened.renderer, "lighting"):
         raise UserError("render: --channels shaded: expected --renderer trace as well, got auto; add it")
