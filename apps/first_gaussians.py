@@ -16,6 +16,7 @@ from torch import Tensor
 from ..datasets.scene import Scene
 from ..fields.gaussian_init import from_points, mesh_points, random_points
 from ..geometry import Aabb, Gaussians
+from ..renderers.median_depths import median_depths
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
@@ -125,17 +126,13 @@ def surface_points(job: Job, count: int) -> tuple[Tensor, Tensor]:
     for _ in range(8 * count // batches.rays + 8):
         rays, target, _ = batches.draw()
         render = job.renderer.render(job.field, rays)
-        samples, weights, opacities = render.samples, render.weights, render.pixels.alphas
-        assert samples is not None and weights is not None and opacities is not None and target.colors is not None
-        if not len(samples):
-            continue
-        before = weights.cumsum(0) - weights
-        ray = samples.ray_indices.long()
-        start = before[samples.ray_offsets[ray].long()]
-        half = (before - start <= 0.5) & (before - start + weights > 0.5)
-        points.append(samples.positions(rays)[half])
-        colors.append(target.colors[ray[half]])
-        found += int(half.sum())
+        samples, weights = render.samples, render.weights
+        assert samples is not None and weights is not None and target.colors is not None
+        depths = median_depths(weights, samples)
+        met = depths > 0
+        points.append(rays.at(depths)[met])
+        colors.append(target.colors[met])
+        found += int(met.sum())
         if found >= count:
             break
     if not found:

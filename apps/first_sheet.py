@@ -18,11 +18,11 @@ from ..fields.grid_distance import GridDistance
 from ..geometry.cloud_distance import NEIGHBORS
 from ..geometry.thinning import thinned
 from ..geometry.types import Aabb, Points
-from ..renderers.losses.known_distances import KnownDistances
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .errors import UserError
 from .first_gaussians import surface_points
 from .fit import Budget, fit
+from .known_distances import KnownDistances
 from .quick_fit import quick_fit
 from .shape_batches import SamplesConfig, ShapeBatches
 

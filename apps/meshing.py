@@ -25,7 +25,7 @@ from ..geometry.sparse_blocks import OpenSurfaceWarning
 from ..renderers.splat import SplatRenderer
 from .devices import CPU, free_memory
 from .errors import UserError
-from .seen_points import seen_points
+from .oriented_points import oriented_points
 
 RAYS = 24  # per cell of a box's face: of what Poisson reconstruction goes by
 
@@ -54,7 +54,7 @@ def fused_views(run: Any, bounds: Aabb, resolution: int, cascades: int = 1) -> M
 def through_views(run: Any, bounds: Aabb, resolution: int, trim: float) -> Mesh:
     """The surface through the points that training views see, by screened Poisson reconstruction; with colours."""
     _need_open3d()
-    points, colors = seen_points(run, bounds, RAYS * resolution**2)
+    points, colors = oriented_points(run, bounds, RAYS * resolution**2)
     return poisson_mesh(points, float(bounds.extent.max()) / resolution, colors=colors, trim=trim)
 
 

@@ -50,6 +50,8 @@ def seen_points(points: ModelPoints | None, kept: np.ndarray | None) -> Mapping[
     weights = np.exp(-np.square(errors / max(float(errors[kept].mean()), 1e-12)))
     some = kept[owner]
     image, owner = points.tracks[some, 0], owner[some]
+    if not len(image):  # points without tracks
+        return {}
     order = np.argsort(image, kind="stable")
     numbers, first = np.unique(image[order], return_index=True)
     parts = [np.unique(part) for part in np.split(owner[order], first[1:])]

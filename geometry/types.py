@@ -149,11 +149,11 @@ class Pixels(_TensorDataclass):
     colors: Tensor | None = None  # (*P, 3)
     alphas: Tensor | None = None  # (*P,)
     depths: Tensor | None = None  # (*P,) along the ray
-    depth_weights: Tensor | None = None  # (*P,) in [0, 1]: how far depths are to be trusted; None = alike
     normals: Tensor | None = None  # (*P, 3) world, unit
     features: Tensor | None = None  # (*P, C)
     masks: Tensor | None = None  # (*P,) bool, True = counts; False = ignored by every loss and metric
     shades: Tensor | None = None  # (*P,) in [0, 1]: the light that a white surface there would send back
+    depth_weights: Tensor | None = None  # (*P,) in [0, 1]: how far depths are to be trusted; None = alike
 
     @staticmethod
     def joined(parts: Sequence[Pixels], height: int, width: int) -> Pixels:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.errors import UserError
-from polyfield.apps.seen_points import seen_points
+from polyfield.apps.oriented_points import oriented_points
 from polyfield.geometry import Aabb, Points, Samples
 from polyfield.geometry.mesh_cleaning import faults, signed_volume
 from polyfield.geometry.mesh_io import load_mesh
@@ -128,7 +128,7 @@ def test_a_file_of_points(tmp_path, capsys):
 
 def test_runs_that_have_no_views():
     with pytest.raises(UserError, match="extract: --method: poisson expected a run of photographs, got one of a shape"):
-        seen_points(SimpleNamespace(of_shape=True), Aabb.cube(), 100)
+        oriented_points(SimpleNamespace(of_shape=True), Aabb.cube(), 100)
 
 
 def test_median_depths():

@@ -8,6 +8,7 @@ import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.first_sheet import FirstSheet
 from polyfield.apps.fit import Budget, fit
+from polyfield.apps.known_distances import KnownDistances
 from polyfield.apps.recipes import ngp, udf
 from polyfield.apps.run import open_run
 from polyfield.apps.shape_batches import SamplesConfig
@@ -17,7 +18,6 @@ from polyfield.fields.networks import MlpConfig
 from polyfield.fields.protocols import FieldOutput
 from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
 from polyfield.geometry import Points, Rays, Samples
-from polyfield.renderers.losses.known_distances import KnownDistances
 from polyfield.renderers.opacity import Unsigned
 from polyfield.renderers.protocols import Step
 

@@ -13,11 +13,11 @@ from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
 from ...fields.unsigned_distance import UnsignedDistanceConfig
 from ...renderers.losses.eikonal import Eikonal
-from ...renderers.losses.known_distances import KnownDistances
 from ...renderers.opacity import Unsigned
 from ..devices import CPU
 from ..first_sheet import FirstSheet
 from ..fit import Budget, Job
+from ..known_distances import KnownDistances
 from ..surfaces import SurfaceConfig
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...fields.protocols import Distance
-from ...geometry.types import Points
-from ..protocols import Step
+from ..fields.protocols import Distance
+from ..geometry.types import Points
+from ..renderers.protocols import Step
 
 
 class KnownDistances:

@@ -28,7 +28,7 @@ PLANE = 32  # neighbours that a plane is laid through
 
 
 @torch.no_grad()
-def seen_points(run: Run, bounds: Aabb, most: int) -> tuple[Points, Tensor]:
+def oriented_points(run: Run, bounds: Aabb, most: int) -> tuple[Points, Tensor]:
     """Up to ``most`` points within ``bounds``, scene frame, with normals towards the viewers, and colours (N, 3).
 
     Raises UserError for runs without photographs, whose rays they would be, and if no ray meets anything in bounds.
