@@ -7,7 +7,6 @@ import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.batches import PixelBatches
 from polyfield.apps.errors import UserError
-from polyfield.apps.first_distance import FirstDistance
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.image_batches import ImageBatches
 from polyfield.apps.recipes import neus, ngp, splat, splat_classic, splat_mip, udf
@@ -209,8 +208,12 @@ def test_normals_along_other_axes_are_named(scene):
 @pytest.mark.parametrize("recipe", [neus, udf])
 def test_a_marched_distance_has_mean_normals(scene, recipe):
     """They are compared while fitting, and learned."""
+    config = recipe.Config(normal=Normal(weight=1.0))
     config = replace(
-        recipe.Config(normal=Normal(weight=1.0)), samples_per_step=2048, first=FirstDistance(grid_share=0.0)
+        config,
+        field=replace(config.field, radius=0.5),
+        samples_per_step=2048,
+        first=replace(config.first, grid_share=0.0),
     )
     job = config.build(scene, budget=Budget(steps=2))
     reports = []
