@@ -113,6 +113,10 @@ class FirstGaussians:
         job = quick_fit(scene, seed, device, budget, robust)
         assert isinstance(job.renderer, VolumeRenderer)
         points, colors = surface_points(job, self.count)
+        if not len(points):
+            raise UserError(
+                "fit: --first.source grid: expected surfaces after the hash-grid fit, found none; use random"
+            )
         return points, colors, job.elapsed
 
 
@@ -135,6 +139,4 @@ def surface_points(job: Job, count: int) -> tuple[Tensor, Tensor]:
         found += int(met.sum())
         if found >= count:
             break
-    if not found:
-        raise UserError("fit: --first.source grid: expected surfaces after the hash-grid fit, found none; use random")
     return torch.cat(points)[:count], torch.cat(colors)[:count]

@@ -19,7 +19,6 @@ from ..geometry.cloud_distance import NEIGHBORS
 from ..geometry.thinning import thinned
 from ..geometry.types import Aabb, Points
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
-from .errors import UserError
 from .first_gaussians import surface_points
 from .fit import Budget, fit
 from .known_distances import KnownDistances
@@ -61,13 +60,10 @@ class FirstSheet:
         device = model.bounds_low.device
         part = budget.part(self.grid_share, self.grid_seconds, self.grid_steps)
         job = quick_fit(scene, seed, device, part, robust)
-        try:
-            points, _ = surface_points(job, self.points)
-        except UserError:  # nothing is opaque yet
-            return time.perf_counter() - started
+        points, _ = surface_points(job, self.points)
         points = points[Aabb.cube().to(points.device).contains(points)]
         points, normals = thinned(points, self.radius)
-        if len(points) <= NEIGHBORS:
+        if len(points) <= NEIGHBORS:  # nothing is opaque yet
             return time.perf_counter() - started
         cloud = replace(scene, frames=(), mesh=None, points=points, point_normals=normals)
         batches = ShapeBatches(surface_of(cloud), truth_of(cloud, signed=False), self.samples, seed=seed, device=device)

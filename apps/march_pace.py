@@ -29,7 +29,7 @@ class MarchPace:
     def __call__(self, report: Report) -> None:
         samples = report.step.render.samples
         longest = max(1.0, MAX_COARSENESS * (1 - report.spent / COARSE_UNTIL))
-        count = (0 if samples is None else len(samples)) + getattr(self.renderer.background, "met", 0)
+        count = (0 if samples is None else len(samples)) + self.renderer.background.met
         change = min(max(count / self.samples_per_step, 0.5), 2.0)
         longer = self.renderer.coarseness
         few = self.batches.rays <= self.least_rays

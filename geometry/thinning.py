@@ -32,7 +32,8 @@ def thinned(points: Tensor, radius: float, *, rounds: int = 3, least: int = 2) -
         if len(at) < FEW:
             return at[:0].float(), at[:0].float()
         tree = cKDTree(at.numpy())
-        far, index = (torch.from_numpy(x) for x in tree.query(at.numpy(), MOST, distance_upper_bound=radius))
+        near = tree.query(at.numpy(), MOST, distance_upper_bound=radius, workers=torch.get_num_threads())
+        far, index = (torch.from_numpy(x) for x in near)
         index[:, 0], far[:, 0] = torch.arange(len(at)), 0.0
         weights = torch.where(far < radius, torch.exp(-((2 * far / radius) ** 2)), 0.0)
         around = at[index.clamp(max=len(at) - 1)]

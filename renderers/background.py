@@ -16,6 +16,7 @@ class FixedBackground(nn.Module):
     """One colour for every ray."""
 
     color: Tensor
+    met = 0
 
     def __init__(self, color: tuple[float, float, float]) -> None:
         super().__init__()
@@ -39,6 +40,8 @@ class RandomBackground(FixedBackground):
 
 class LearnedBackground(nn.Module):
     """One colour for the whole scene, fitted with it (a sky, a studio wall)."""
+
+    met = 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -112,6 +112,8 @@ class Opacity(Protocol):
 class Background(Protocol):
     """Called with rays, whether a fit is under way, and how much light (R,) they have left: colours (R, 3)."""
 
+    met: int  # samples with colours that the last call took
+
     @property
     def shown(self) -> Tensor:
         """(3,) what stands behind the scene in pictures, and behind photographs that have alpha."""

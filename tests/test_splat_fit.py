@@ -17,6 +17,7 @@ from polyfield.apps.recipes import splat, splat_classic, splat_mip
 from polyfield.apps.run import open_run
 from polyfield.apps.viewer import FitView, view_run
 from polyfield.apps.viewer.panel import Panel
+from polyfield.datasets.demo import render_demo
 from polyfield.datasets.scene import open_scene
 from polyfield.geometry.mesh_io import load_mesh
 from polyfield.geometry.mesh_ops import transform
@@ -273,3 +274,11 @@ def test_from_python_with_photographs_exposures(tmp_path):
     config = replace(SMALL, exposure=ExposureKind.GAIN)
     run = fit_scene("demo", config, run=tmp_path / "run", steps=4, downscale=4, preview_every=0.0)
     assert open_run(run.folder).step == 4
+
+
+def test_photographs_that_show_nothing_give_no_first_points():
+    scene = render_demo(4, 16)
+    empty = scene.with_frames(tuple(replace(f, alphas=torch.zeros_like(f.alphas)) for f in scene.frames))
+    first = FirstGaussians(source=Source.GRID, count=100)
+    with pytest.raises(UserError, match=r"--first.source grid: expected surfaces after the hash-grid fit, found none"):
+        first.draw(empty, 0, 0, torch.device("cpu"), Budget(steps=5))

@@ -180,10 +180,10 @@ class Config:
             model.encoding.group(),
             {"params": others(model), "weight_decay": o.network_weight_decay},
         ]
-        behind = renderer.background
+        behind, own = renderer.background, set()
         if isinstance(behind, FieldBackground):
             groups += [behind.field.encoding.group(), {"params": others(behind.field)}]
-        own = {id(p) for p in behind.parameters()} if isinstance(behind, FieldBackground) else set()
+            own = {id(p) for p in behind.parameters()}
         if extra := [p for p in renderer.parameters() if id(p) not in own]:
             groups.append({"params": extra, "lr": rate * 0.3})
         exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=rate * 0.3)

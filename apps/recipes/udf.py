@@ -44,7 +44,7 @@ class Config(SurfaceConfig):
     def build_law(self) -> nn.Module:
         """What turns distances into alphas."""
         law = Unsigned(self.sharpness)
-        law.needs_gradients = self.eikonal.weight != 0 or self.curvature.weight != 0 or self.normal.weight != 0
+        law.needs_gradients = self.eikonal.weight != 0 or self.curvature.weight != 0
         return law
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
