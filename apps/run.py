@@ -50,6 +50,7 @@ class SceneFacts:
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scene frame, unit
     home: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world: a view to begin with, scene frame
     masked: bool = True  # whether photographs have masks; of runs that do not say so, as they were fitted
+    plain: tuple[float, float, float] | None = None  # the colour behind opaque photographs, if it is one
 
     @staticmethod
     def of(scene: Scene) -> SceneFacts:
@@ -62,7 +63,15 @@ class SceneFacts:
             tuple(scene.up.tolist()),
             _rows(home_view(scene)) if scene.frames else None,
             any(frame.mask is not None for frame in scene.frames),
+            None if scene.background is None else tuple(scene.background.tolist()),
         )
+
+    @property
+    def backdrop(self) -> tuple[float, float, float]:
+        """The colour that pictures have behind the scene."""
+        if self.plain is not None:
+            return self.plain
+        return (1.0, 1.0, 1.0) if self.has_alpha else (0.0, 0.0, 0.0)
 
     @property
     def matrix(self) -> Tensor:

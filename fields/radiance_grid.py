@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ..cuda.native import CPU
 from ..cuda.radiance import MAX_LOG_DENSITY, radiance, radiance_density
+from ..cuda.radiance_march import radiance_march
 from ..cuda.sh_basis import sh_basis
-from ..geometry.types import Aabb
+from ..geometry.occupancy import OccupancyGrid
+from ..geometry.types import Aabb, Rays, Samples
 from .encodings import HashGridConfig
 from .networks import MlpConfig
 from .protocols import FieldOutput
@@ -85,6 +87,44 @@ class RadianceGrid(nn.Module):
         tables = (encoding.table, encoding.layout)
         sigmas, colors = radiance(unit, extras, *tables, density, color, table_grad=table_grad, **options)
         return FieldOutput(sigmas, colors=colors)
+
+    @torch.no_grad()
+    def march(
+        self,
+        occupancy: OccupancyGrid,
+        rays: Rays,
+        *,
+        step: float,
+        cone_angle: float,
+        jitter: Tensor | None,
+        min_transmittance: float,
+        min_alpha: float,
+    ) -> tuple[Samples, Tensor, Samples]:
+        """Intervals that rays meet, densities there, and the intervals that they see: see ``protocols.Marchable``."""
+        encoding, network = self.encoding, self.density_network
+        *met, sigmas, seen = radiance_march(
+            rays.origins,
+            rays.directions,
+            rays.near,
+            rays.far,
+            occupancy.bits,
+            occupancy.states,
+            self.bounds_low,
+            self.bounds_high,
+            encoding.table,
+            encoding.layout,
+            list(network.weights),
+            resolution=occupancy.resolution,
+            half_extent=occupancy.half_extent,
+            step=step,
+            cone_angle=cone_angle,
+            jitter=jitter,
+            min_transmittance=min_transmittance,
+            min_alpha=min_alpha,
+            half=encoding.half_table,
+            bfloat16=network.rounds(rays.origins),
+        )
+        return Samples(*met), sigmas, Samples(*seen)
 
     def _density(self, geometry: Tensor) -> Tensor:
         return geometry[:, 0].clamp(max=MAX_LOG_DENSITY).exp()

@@ -70,6 +70,13 @@ class OccupancyGrid(nn.Module):
         """Part of all cells that are occupied."""
         return len(occupied_cells(self.bits, self.resolution)) / self.densities.numel()
 
+    @property
+    def states(self) -> Tensor:
+        """``cuda.occupancy.brick_states`` of the bits: what marching jumps by."""
+        if self._states is None:
+            self._states = brick_states(self.bits, self.resolution)
+        return self._states
+
     def march(
         self,
         rays: Rays,
@@ -80,8 +87,6 @@ class OccupancyGrid(nn.Module):
         max_samples: int = 0,
     ) -> Samples:
         """The intervals of rays that lie in occupied cells; see ``cuda.marching.march_grid``."""
-        if self._states is None:
-            self._states = brick_states(self.bits, self.resolution)
         packed = march_grid(
             rays.origins,
             rays.directions,
@@ -94,7 +99,7 @@ class OccupancyGrid(nn.Module):
             cone_angle=cone_angle,
             jitter=jitter,
             max_samples=max_samples,
-            states=self._states,
+            states=self.states,
         )
         return Samples(*packed)
 

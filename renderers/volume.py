@@ -17,9 +17,10 @@ from torch.nn import functional
 from ..cuda.compositing import composite, prune, prune_packed
 from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
-from ..fields.protocols import Field, FieldOutput
+from ..fields.protocols import Field, FieldOutput, Marchable
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
+from .opacity import Density
 from .patches import PatchDifferences, middle_rays, spread, with_neighbors
 from .protocols import Background, Opacity, Render
 
@@ -38,7 +39,8 @@ class MarchConfig:
     """Intervals more transparent than this are dropped."""
     wave: int | None = None
     """Intervals of a ray that are looked at before asking whether it goes on; then twice as many, and so on. 0 = all at
-    once; None = 24 on a CPU and 0 on a GPU, which would wait for each answer."""
+    once; None = what is best for the field: a radiance grid's own march, else 24 on a CPU and 0 on a GPU, which would
+    wait for each answer."""
     chunk: int = 8192
     """Rays at a time when an image is rendered: bounds the memory."""
 
@@ -83,17 +85,36 @@ class VolumeRenderer(nn.Module):
             return self._render_image(field, view, normals)
         return self._render_rays(field, view, normals)
 
+    def _look(self, field: Field, rays: Rays) -> tuple[Samples, Tensor, Samples]:
+        """Intervals in occupied cells, the field's values there without gradients, and the intervals that rays see."""
+        if self.config.wave is None and isinstance(field, Marchable) and isinstance(self.opacity, Density):
+            return field.march(self.occupancy, rays, **self._pace(), jitter=self._jitter(rays), **self._limits)
+        marched, values = self._march(field, rays)
+        return marched, values, prune(self._alphas(rays, marched, values), marched, **self._limits)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        """From where on a ray sees nothing."""
+        return dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
+
+    def _pace(self) -> dict[str, float]:
+        """How long intervals are."""
+        longer = self.coarseness if self.training else 1.0
+        return dict(step=self.step * longer, cone_angle=self.config.cone_angle * longer)
+
+    def _jitter(self, rays: Rays) -> Tensor | None:
+        if not self.training:
+            return None
+        return torch.rand(len(rays), generator=self.generator, device=self.generator.device)
+
     def _march(self, field: Field, rays: Rays) -> tuple[Samples, Tensor]:
         """Intervals in occupied cells and the field's values there, without gradients.
 
         In waves, each of twice as many intervals as the one before: most rays end at a surface within the first few,
         and what lies behind it, two thirds of all in a room, needs no evaluation.
         """
-        jitter = None
-        if self.training:
-            jitter = torch.rand(len(rays), generator=self.generator, device=self.generator.device)
         first = most = self._first_wave()
-        samples, values = self._wave(field, rays, jitter, most)
+        samples, values = self._wave(field, rays, self._jitter(rays), most)
         onward, fresh = self._onward(rays, samples, values, most), samples
         while len(onward[0]):
             most = 2 * most if most < 8 * first else 0
@@ -126,15 +147,7 @@ class VolumeRenderer(nn.Module):
         return onward, samples.t_ends[samples.ray_offsets[1:][onward] - 1]
 
     def _wave(self, field: Field, rays: Rays, jitter: Tensor | None, most: int) -> tuple[Samples, Tensor]:
-        longer = self.coarseness if self.training else 1.0
-        cone_angle = self.config.cone_angle * longer
-        samples = self.occupancy.march(
-            rays,
-            step=self.step * longer,
-            cone_angle=cone_angle,
-            jitter=jitter,
-            max_samples=most,
-        )
+        samples = self.occupancy.march(rays, **self._pace(), jitter=jitter, max_samples=most)
         with torch.no_grad():
             return samples, field.query(samples.positions(rays)).values
 
@@ -142,18 +155,13 @@ class VolumeRenderer(nn.Module):
         with torch.no_grad():
             return self.opacity(FieldOutput(values), rays, samples)
 
-    def _visible(self, rays: Rays, samples: Samples, values: Tensor) -> Samples:
-        limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
-        return prune(self._alphas(rays, samples, values), samples, **limits)
-
     def _patch_intervals(self, field: Field, rays: Rays) -> tuple[Samples, Samples, Tensor]:
         """Visible intervals, which are those of the patches' middle rays; and what these met, with its values."""
         middles = middle_rays(len(rays), self.patch, rays.origins.device)
         some = rays[middles]
         marched, values = self._march(field, some)
-        limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
         packed = (marched.t_starts, marched.t_ends, marched.ray_offsets)
-        kept = prune_packed(self._alphas(some, marched, values), *packed, **limits)[0]
+        kept = prune_packed(self._alphas(some, marched, values), *packed, **self._limits)[0]
         samples = spread(marched, with_neighbors(kept, marched), self.patch)
         counts = torch.zeros(len(rays), dtype=torch.int32, device=middles.device)
         counts[middles] = marched.ray_offsets.diff()
@@ -166,8 +174,7 @@ class VolumeRenderer(nn.Module):
         if self.patch > 1 and self.training:
             samples, marched, marched_values = self._patch_intervals(field, still)
         else:
-            marched, marched_values = self._march(field, still)
-            samples = self._visible(still, marched, marched_values)
+            marched, marched_values, samples = self._look(field, still)
         positions, directions = samples.positions(rays), samples.directions(rays)
         gradients: bool | PatchDifferences = normals or self.opacity.needs_gradients
         if self.patch > 1 and self.training:

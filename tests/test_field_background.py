@@ -9,8 +9,9 @@ from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
-from polyfield.apps.recipes import neus, ngp
+from polyfield.apps.recipes import neus, ngp, splat
 from polyfield.apps.run import SceneFacts, open_run
+from polyfield.datasets.demo import render_demo
 from polyfield.datasets.scene import open_scene
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.radiance_grid import RadianceGridConfig
@@ -128,6 +129,19 @@ def test_when_it_is_taken():
     assert isinstance(black.background, FixedBackground) and black.occupancy.cascades == 2
     assert not isinstance(ngp.Config().build_model(facts)[1].background, FieldBackground), "its density goes on outside"
     assert ngp.Config(background=ngp.Background.FIELD, outside=SMALL).build_model(facts)[1].opacity is density
+
+
+@pytest.mark.parametrize("recipe", [ngp, neus, splat])
+def test_what_is_plainly_of_one_colour_stays_behind_the_scene(recipe):
+    scene = render_demo(2, 16)
+    over_grey = tuple(replace(f, alphas=None) for f in scene.frames)
+    scene = replace(scene, frames=over_grey, background=torch.tensor([0.25, 0.5, 0.25]))
+    _, renderer = recipe.Config().build_model(SceneFacts.of(scene))
+    assert renderer.backdrop.tolist() == [0.25, 0.5, 0.25]
+    if recipe is not splat:
+        assert type(renderer.background) is FixedBackground, "a random colour would have to be walled in"
+    _, renderer = recipe.Config().build_model(SceneFacts.of(replace(scene, background=None)))
+    assert renderer.backdrop.tolist() == [0, 0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,9 @@ class Background(Enum):
     """What stands behind the scene."""
 
     AUTO = "auto"
-    """Random while fitting; when shown, white where the photographs have alpha, else black. Of distances: a field,
-    where photographs have neither alpha nor masks and show what lies around the scene."""
+    """The colour that opaque photographs have behind the scene, if it is one. Else random while fitting; when shown,
+    white where the photographs have alpha, else black. Of distances: a field, where photographs have neither alpha nor
+    masks and show what lies around the scene."""
     BLACK = "black"
     WHITE = "white"
     RANDOM = "random"
@@ -295,7 +296,7 @@ class Config:
         if kind is Background.FIELD:
             return self.outside.build()
         if kind is Background.AUTO:
-            return RandomBackground(white if facts.has_alpha else black)
+            return RandomBackground(facts.backdrop) if facts.plain is None else FixedBackground(facts.plain)
         if kind is Background.LEARNED:
             return LearnedBackground()
         if kind is Background.RANDOM:

@@ -141,10 +141,9 @@ class Config:
         bases = (self.sh_degree + 1) ** 2
         none = Gaussians(*(torch.zeros(0, *shape, device=device) for shape in ((3,), (4,), (3,), (), (bases, 3))))
         field = self.field_type(none, Aabb.cube(2 ** (facts.cascades - 1)).to(device))
-        color = (1.0, 1.0, 1.0) if facts.has_alpha else (0.0, 0.0, 0.0)
         random = facts.has_alpha if self.random_background is None else self.random_background
         draw = replace(self.draw, near=max(self.draw.near, facts.near))
-        return field, self.make_renderer(color, draw, random).to(device)
+        return field, self.make_renderer(facts.backdrop, draw, random).to(device)
 
     def make_renderer(self, color: tuple[float, float, float], draw: Any, random: bool) -> SplatRenderer:
         """What draws, on the CPU."""

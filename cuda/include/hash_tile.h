@@ -392,25 +392,30 @@ template <int D, class T> PF_INLINE void warm(const T* entries, int64_t count, i
   __asm__ volatile("" ::"r"(sum));
 }
 
-// each(tile, level, first sample) for every tile of n samples at every level, after enter(level, begin, end) for the samples
-// from begin to end
+// each(tile, level, first sample) for every tile of the samples from begin to end at every level, after enter(level, begin, end)
+template <int D, class T, class Each, class Enter>
+PF_INLINE void tiles_between(const T* points, const Level* levels, int level_count, int64_t begin, int64_t end, Each each, Enter enter) {
+  static thread_local std::vector<T> scratch;
+  const int64_t stride = ceil_div(end - begin, LANES) * LANES + PAD;
+  if (int64_t(scratch.size()) < D * stride) scratch.resize(D * stride);
+  T* columns = scratch.data();
+  Tile<D, T> tile;
+  split_axes<D>(points + begin * D, columns, stride, end - begin);
+  for (int l = 0; l < level_count; ++l) {
+    enter(l, begin, end);
+    for (int64_t i = begin; i < end; i += HASH_TILE) {
+      tile.locate_level(levels[l], columns + (i - begin), stride, int(end - i < HASH_TILE ? end - i : HASH_TILE));
+      each(tile, l, i);
+    }
+  }
+}
+
+// The same for n samples, a share of them by each thread
 template <int D, class T, class Each, class Enter>
 PF_INLINE void for_each_tile(const T* points, const Level* levels, int level_count, int64_t n, Each each, int64_t most, Enter enter) {
   const int64_t share = ceil_div(ceil_div(n, thread_count()), HASH_TILE) * HASH_TILE;
   parallel_chunks(n, share < most ? (share > 0 ? share : 1) : most, [=](int64_t begin, int64_t end) {
-    static thread_local std::vector<T> scratch;
-    const int64_t stride = ceil_div(end - begin, LANES) * LANES + PAD;
-    if (int64_t(scratch.size()) < D * stride) scratch.resize(D * stride);
-    T* columns = scratch.data();
-    Tile<D, T> tile;
-    split_axes<D>(points + begin * D, columns, stride, end - begin);
-    for (int l = 0; l < level_count; ++l) {
-      enter(l, begin, end);
-      for (int64_t i = begin; i < end; i += HASH_TILE) {
-        tile.locate_level(levels[l], columns + (i - begin), stride, int(end - i < HASH_TILE ? end - i : HASH_TILE));
-        each(tile, l, i);
-      }
-    }
+    tiles_between<D>(points, levels, level_count, begin, end, each, enter);
   });
 }
 
@@ -430,14 +435,25 @@ void encode_tiles(const T* points, const H* table, const Level* levels, int leve
   });
 }
 
+// The features of a tile at a level, `stride` numbers between samples
+template <int D, int F, class T, class H> PF_INLINE void encode_tile(const Tile<D, T>& tile, const H* entries, T* to, int64_t stride) {
+  if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, stride, [&](int i, Lane<T>* w) { tile.weights(i, w); });
+  else interpolate_each<D, F>(tile, entries, to, stride);
+}
+
 // The same for features
 template <int D, int F, class T, class H>
 void encode(const T* points, const H* table, const Level* levels, int level_count, T* out, int64_t sample_stride, int64_t level_stride, int64_t n) {
   encode_tiles<D, F>(points, table, levels, level_count, out, sample_stride, level_stride, n,
-                     [=](const Tile<D, T>& tile, int, int64_t, const H* entries, T* to) {
-    if (tile.has_runs()) interpolate_runs<D, F>(tile, entries, to, sample_stride, [&](int i, Lane<T>* w) { tile.weights(i, w); });
-    else interpolate_each<D, F>(tile, entries, to, sample_stride);
-  });
+                     [=](const Tile<D, T>& tile, int, int64_t, const H* entries, T* to) { encode_tile<D, F>(tile, entries, to, sample_stride); });
+}
+
+// Few samples, by the thread that calls: points (n, D) -> features level by level, (L, n, F), after enter(level)
+template <int D, int F, class T, class H, class Enter>
+void encode_few(const T* points, const H* table, const Level* levels, int level_count, T* features, int64_t n, Enter enter) {
+  tiles_between<D>(points, levels, level_count, 0, n, [=](const Tile<D, T>& tile, int l, int64_t first) {
+    encode_tile<D, F>(tile, table + levels[l].offset * F, features + (l * n + first) * F, F);
+  }, [=](int l, int64_t, int64_t) { enter(l); });
 }
 
 // Features level by level, (L, stride, F), -> rows of L F. Within 64 samples, whose rows stay in the first-level cache.

@@ -147,6 +147,7 @@ POLYFIELD_OP(radiance_pack, radiance_pack)
 #define PF_MATMUL_TARGET __attribute__((target("avx512bf16")))
 #define PF_MATMUL_BFLOAT16
 #include "radiance_layers.h"
+#include "radiance_march.h"
 #include "op.h"
 
 namespace polyfield {
@@ -155,6 +156,9 @@ POLYFIELD_OP(radiance_bf16, radiance<Bfloat16, float>)
 POLYFIELD_OP(radiance_bf16_table_bf16, radiance<Bfloat16, BFloat16>)
 POLYFIELD_OP(radiance_f16_table_bf16, radiance<Bfloat16, Float16>)
 POLYFIELD_OP(radiance_backward_bf16, radiance_backward<Bfloat16>)
+POLYFIELD_OP(radiance_march_bf16, radiance_march<Bfloat16, float>)
+POLYFIELD_OP(radiance_march_bf16_table_bf16, radiance_march<Bfloat16, BFloat16>)
+POLYFIELD_OP(radiance_march_f16_table_bf16, radiance_march<Bfloat16, Float16>)
 
 }  // namespace polyfield
 
