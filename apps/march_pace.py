@@ -22,15 +22,18 @@ MAX_COARSENESS, COARSE_UNTIL = 8.0, 0.25  # times the intervals' length; share o
 class MarchPace:
     """Called after each step; what it steers is ``batches.rays`` and ``renderer.coarseness``."""
 
-    def __init__(self, batches: PixelBatches, renderer: VolumeRenderer, samples_per_step: int) -> None:
-        self.batches, self.renderer, self.samples_per_step = batches, renderer, samples_per_step
+    def __init__(
+        self, batches: PixelBatches, renderer: VolumeRenderer, samples_per_step: int, growth: float = 1.0
+    ) -> None:
+        self.batches, self.renderer = batches, renderer
+        self.samples_per_step, self.growth = samples_per_step, growth  # growth: at the budget's end, times as many
         self.least_rays = batches.rays
 
     def __call__(self, report: Report) -> None:
         samples = report.step.render.samples
         longest = max(1.0, MAX_COARSENESS * (1 - report.spent / COARSE_UNTIL))
         count = (0 if samples is None else len(samples)) + self.renderer.background.met
-        change = min(max(count / self.samples_per_step, 0.5), 2.0)
+        change = min(max(count / (self.samples_per_step * self.growth**report.spent), 0.5), 2.0)
         longer = self.renderer.coarseness
         few = self.batches.rays <= self.least_rays
         if longer > 1 or few:

@@ -130,6 +130,8 @@ class Config:
     robust: RobustConfig = RobustConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
+    samples_growth: float = 1.0
+    """Times as many at the end of the budget: like a falling rate, it quiets the last steps."""
 
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[RadianceGrid, VolumeRenderer]:
         """An unfitted field and its renderer, for a scene of this size."""
@@ -214,7 +216,7 @@ class Config:
         )
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
-        parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples)}
+        parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples, self.samples_growth)}
         if self.refine_poses or self.refine_intrinsics or hasattr(model, "difference"):
             parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
