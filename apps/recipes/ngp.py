@@ -130,8 +130,9 @@ class Config:
     robust: RobustConfig = RobustConfig()
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
-    samples_growth: float = 1.0
-    """Times as many at the end of the budget: like a falling rate, it quiets the last steps."""
+    samples_growth: float = 4.0
+    """Times as many at the end of the budget: like a falling rate, it quiets the last steps (Smith et al., "Don't Decay
+    the Learning Rate, Increase the Batch Size", 2018)."""
 
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[RadianceGrid, VolumeRenderer]:
         """An unfitted field and its renderer, for a scene of this size."""
