@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.whole_file import write_whole_path
 from .images import in_threads
 from .kept import kept_folders
 
@@ -134,22 +135,21 @@ def _write(
     path: Path, header: bytes, layouts: Sequence[Layout], fill: Callable[[list[Planes]], object]
 ) -> list[Planes] | None:
     """Decode into a file; None if there cannot be one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _clear(path)
+
+    def write(part: Path) -> None:
         with open(part, "wb") as file:
             file.write(header)
             _allocate(file, _size(layouts))
         mapped = np.memmap(part, np.uint8, "r+", len(header))
         fill(_cut(torch.from_numpy(mapped), layouts))
         mapped.flush()
-        os.replace(part, path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
+        write_whole_path(path, write)
     except OSError:
         return None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
     return _open(path, header, layouts)
 
 
@@ -165,7 +165,7 @@ def _allocate(file: BinaryIO, size: int) -> None:
 
 def _clear(path: Path) -> None:
     """Remove what others began long ago and never finished."""
-    for part in path.parent.glob(f"{path.name}.*.part"):
+    for part in path.parent.glob(f".{path.name}.*.part"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > ABANDONED:
                 part.unlink()

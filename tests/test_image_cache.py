@@ -173,7 +173,7 @@ def test_a_missing_mask_is_named(tmp_path):
 
 def test_what_was_abandoned_is_cleared_away(root):
     (root / ".polyfield").mkdir()
-    old, new = (root / f".polyfield/photographs_1.pixels.{i}.part" for i in (1, 2))
+    old, new = (root / f".polyfield/.photographs_1.pixels.{i}.part" for i in (1, 2))
     old.touch()
     new.touch()
     os.utime(old, (0, time.time() - 2 * image_cache.ABANDONED))
