@@ -73,7 +73,8 @@ class PixelBatches:
         self.sizes = torch.tensor([[f.camera.width, f.camera.height] for f in frames], device=CPU)
         self.has_points = "image_points" in needed
         self.pixel_offsets = torch.tensor([0, *sizes], device=CPU).cumsum(0)
-        self.colors = torch.cat([f.colors.reshape(-1, 3) for f in frames])
+        self.colors, first_colors = _joined([f.colors for f in frames], copy=device.type != "cpu")
+        self.color_offsets = first_colors - self.pixel_offsets[:-1]
         has_alpha = any(f.alphas is not None for f in frames)
         self.alphas = torch.cat([_or_full(f.alphas, f, 255, torch.uint8) for f in frames]) if has_alpha else None
         has_mask = any(f.mask is not None for f in frames)
@@ -117,8 +118,9 @@ class PixelBatches:
             camera_indices=camera,
             image_points=self._image_points(camera, within) if self.has_points else None,
         )
-        stored = {name: getattr(self, name) for name in STORED}
-        target = Pixels(**{k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()})
+        stored = {name: getattr(self, name) for name in STORED[1:]}
+        known = {k: None if v is None else v.index_select(0, pixel) for k, v in stored.items()}
+        target = Pixels(self.colors.index_select(0, pixel + self.color_offsets[camera]), **known)
         if self.storage != self.device:
             view, target = view.send(self.device), target.send(self.device)
         normals = None if target.normals is None else target.normals.float()
@@ -152,6 +154,20 @@ class PixelBatches:
 def _unit(values: Tensor | None) -> Tensor | None:
     """0 to 255 -> 0 to 1."""
     return None if values is None else values.float().mul_(1 / 255)
+
+
+def _joined(colors: Sequence[Tensor], copy: bool) -> tuple[Tensor, Tensor]:
+    """All photographs' colours (P, 3), and where in it each begins.
+
+    They are not copied where they lie in one block, which may be a file: then (P, 3) is all that is in it.
+    """
+    block = colors[0].untyped_storage()
+    shared = all(c.untyped_storage().data_ptr() == block.data_ptr() and c.is_contiguous() for c in colors)
+    begins = [c.storage_offset() for c in colors]
+    if shared and not copy and all(begin % 3 == 0 for begin in begins):
+        return colors[0].as_strided((block.nbytes() // 3, 3), (3, 1), 0), torch.tensor(begins, device=CPU) // 3
+    sizes = [0, *(c.numel() // 3 for c in colors[:-1])]
+    return torch.cat([c.reshape(-1, 3) for c in colors]), torch.tensor(sizes, device=CPU).cumsum(0)
 
 
 def _or_full(values: Tensor | None, frame: Frame, full: float, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..geometry.cameras import Camera, downscaled_size
 from ..geometry.transforms import similarity_inverse, similarity_scale, transform_points, transform_poses
 from ..geometry.types import Aabb
-from . import depths, images
+from . import depths, image_cache, images
 from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
 from .normals import Axes, read_normals
 from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
@@ -74,7 +74,10 @@ def build(capture: Capture, options: LoadOptions, root: Path) -> Scene:
     needed = sum(_memory(shot, options) for shot in shots)
     images.check_memory(needed, options.max_memory, options.downscale, capture.source)
     blind = _blind_pixels(shots, options.downscale)
-    frames = images.in_threads(lambda s: _read_frame(s, options, blind[lens_key(s.camera)]), shots)
+    layouts = [_layout(shot, options) for shot in shots]
+    planes, kept = image_cache.read_all(layouts, lambda i: _decode(shots[i], options), root, options.downscale)
+    pairs = list(zip(shots, planes, strict=True))
+    frames = images.in_threads(lambda p: _frame(*p, options.downscale, blind[lens_key(p[0].camera)]), pairs)
     background = None if any(f.alphas is not None for f in frames) else plain_background(frames)
     with images.one_torch_thread():
         placement = capture.placement or _place(capture, frames, background)
@@ -92,6 +95,7 @@ def build(capture: Capture, options: LoadOptions, root: Path) -> Scene:
         points=None if capture.points is None else transform_points(to_scene, capture.points).float(),
         point_colors=capture.point_colors,
         source=root,
+        notes=() if kept is None else (f"the pixels in use are kept in {kept}, for the next start",),
     )
 
 
@@ -151,6 +155,18 @@ def fitted_to_image(what: str, camera: Camera, image: images.ImageFacts) -> Came
     )
 
 
+def plausible(what: str, camera: Camera) -> Camera:
+    """The camera. Raises SceneError if its intrinsics are those of another image, or of none."""
+    fx, fy, cx, cy = (float(camera.K[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    if not (fx > 0 and fy > 0 and 0 <= cx <= camera.width and 0 <= cy <= camera.height):
+        raise SceneError(
+            f"{what}: expected focal lengths above 0 and a principal point inside the image of {camera.width} x "
+            f"{camera.height}, got {fx:.1f}, {fy:.1f} and ({cx:.1f}, {cy:.1f}); use the images that the camera was "
+            "calibrated for"
+        )
+    return camera
+
+
 def lens_key(camera: Camera) -> tuple[object, ...]:
     """What decides which pixels a camera's lens can see: equal for the frames of one camera."""
     distortion = () if camera.distortion is None else tuple(camera.distortion.tolist())
@@ -188,13 +204,27 @@ def _blind_pixels(shots: Sequence[Shot], downscale: int) -> dict[tuple[object, .
     return blind
 
 
-def _read_frame(shot: Shot, options: LoadOptions, blind: Tensor | None) -> Frame:
-    """Decode one shot; the pose is still the data set's. ``blind`` (H, W) is where the lens sees nothing."""
+def _layout(shot: Shot, options: LoadOptions) -> image_cache.Layout:
+    """What ``_decode`` will yield."""
+    downscale = _remaining(shot, options.downscale)
+    camera, silhouette = shot.camera.downscaled(downscale), options.masks is MaskUse.ALPHA
+    masked = shot.mask is not None
+    return image_cache.Layout(
+        camera.width,
+        camera.height,
+        alphas=shot.channels == 4 or (masked and silhouette),
+        mask=masked and not silhouette,
+        full=shot.camera.width * shot.camera.height,
+        files=(shot.image,) if shot.mask is None else (shot.image, shot.mask),
+        how=f"shrunk {downscale}, masks {options.masks.value}",
+    )
+
+
+def _decode(shot: Shot, options: LoadOptions) -> image_cache.Planes:
+    """A photograph and its mask, right-sized."""
     downscale = _remaining(shot, options.downscale)
     camera = shot.camera.downscaled(downscale)
     colors, alphas = images.read_image(shot.image, downscale)
-    if alphas is not None and int(alphas.min()) == 255:
-        alphas = None  # an alpha channel that says nothing
     mask = None
     if shot.mask is not None:
         factor = _mask_factor(shot.mask, camera, downscale)
@@ -204,6 +234,16 @@ def _read_frame(shot: Shot, options: LoadOptions, blind: Tensor | None) -> Frame
         else:
             mask = images.read_mask(shot.mask, factor, white_counts=options.masks is not MaskUse.IGNORE_WHITE)
             _check_size(shot.mask, mask, camera)
+    return image_cache.Planes(colors, alphas, mask)
+
+
+def _frame(shot: Shot, planes: image_cache.Planes, downscale: int, blind: Tensor | None) -> Frame:
+    """A shot with its pixels; the pose is still the data set's. ``blind`` (H, W) is where the lens sees nothing."""
+    downscale = _remaining(shot, downscale)
+    camera = shot.camera.downscaled(downscale)
+    colors, alphas, mask = planes
+    if alphas is not None and int(alphas.min()) == 255:
+        alphas = None  # an alpha channel that says nothing
     if blind is not None:
         mask = ~blind if mask is None else mask & ~blind
     ray_depths = None if shot.depth is None else _ray_depths(shot, shot.depth, camera, downscale)

@@ -1,4 +1,6 @@
-"""Reading depth maps: PNG or TIFF in integers times a unit, .npy and .exr in world units; 0 where unknown.
+"""Reading depth maps: PNG or TIFF in integers times a unit, .npy, .exr and .pfm in world units; 0 where unknown.
+
+Of 16 bits, all ones is unknown as well, as depth cameras have it.
 
 EXR files need the official OpenEXR bindings (``pip install polyfield[exr]``). Of several channels, the one that is
 named as depth usually is counts: Z, V, Y, D or Depth (also behind a layer's name), else R, where all colours are equal.
@@ -18,24 +20,25 @@ from .scene import SceneError
 
 MILLIMETRES = 1e-3
 FAR = 1e9  # Blender writes 1e10 where it sees nothing
+SATURATED = 65535
 DEPTH_CHANNELS = ("z", "v", "depth", "d", "y")
 
 
 def read_depth(path: Path, unit: float | None = None, downscale: int = 1) -> Tensor:
     """(H, W) float32 in world units; 0 where unknown.
 
-    ``unit`` is that of the file's numbers: by default, millimetres in integer images, 1 in .npy and .exr.
+    ``unit`` is that of the file's numbers: by default, millimetres in integer images, 1 elsewhere.
     Shrunk, a pixel is the mean of those of its depths that are known and within 5 % of the nearest: averaging across a
     silhouette would invent a surface between the two.
     """
     kind = path.suffix.lower()
-    read = {".npy": _read_npy, ".exr": _read_exr}.get(kind, _read_image)
+    read = {".npy": _read_npy, ".exr": _read_exr, ".pfm": _read_pfm}.get(kind, _read_image)
     depth = read(path)
     if depth.ndim != 2:
         raise SceneError(
-            f"{path}: expected depths of shape (H, W), got {depth.shape}; use 16-bit grey PNG, .npy or .exr"
+            f"{path}: expected depths of shape (H, W), got {depth.shape}; use 16-bit grey PNG, .npy, .exr or .pfm"
         )
-    scale = unit if unit is not None else 1.0 if kind in (".npy", ".exr") else MILLIMETRES
+    scale = unit if unit is not None else MILLIMETRES if read is _read_image else 1.0
     depth = depth.astype(np.float32) * np.float32(scale)
     known = np.isfinite(depth) & (depth > 0) & (depth < FAR * scale)
     return torch.from_numpy(_shrink(np.where(known, depth, np.float32(0)), downscale))
@@ -53,9 +56,24 @@ def _read_image(path: Path) -> np.ndarray:
         if image.mode in ("1", "P"):
             raise SceneError(f"{path}: expected depths, got an image of mode {image.mode}; use 16-bit grey PNG")
         try:
-            return np.asarray(image)
+            values = np.asarray(image)
+            return np.where(values == SATURATED, 0, values) if image.mode.startswith("I") else values
         except (OSError, SyntaxError) as error:
             raise SceneError(f"{path}: expected a readable depth image, got {error}; write it again") from None
+
+
+def _read_pfm(path: Path) -> np.ndarray:
+    """A grey Portable FloatMap; its rows begin at the bottom."""
+    try:
+        with open(path, "rb") as file:
+            kind, size, scale = (file.readline().split() for _ in range(3))
+            width, height = map(int, size)
+            if kind != [b"Pf"] or min(width, height) < 1:
+                raise ValueError("another header")
+            values = np.frombuffer(file.read(4 * width * height), "<f4" if float(scale[0]) < 0 else ">f4")
+            return values.reshape(height, width)[::-1].astype(np.float32)
+    except (OSError, ValueError, IndexError) as error:
+        raise SceneError(f"{path}: expected a complete grey .pfm, got {error}; write it again") from None
 
 
 def _read_exr(path: Path) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 A shrunken pixel is the mean over the rectangle it covers, also where sizes do not divide: row weights W_ij = overlap of
 output cell i with input cell j, out = W_rows image W_columns^T. Intrinsics then scale by the exact ratio of the sizes.
+A JPEG is decoded at a half, a quarter or an eighth of its size where at least two times remain to be averaged: its
+blocks are transformed back at fewer points, which leaves out what averaging would (below 1 of 255).
 A photograph is turned as its EXIF orientation says; of 16 bits the upper eight are kept.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +30,12 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+def in_threads(work: Callable[[A], B], items: Sequence[A], most: int | None = None) -> list[B]:
     """``[work(i) for i in items]`` on as many threads as torch may use, each of which runs torch's operators alone.
 
-    Decoders and operators release Python's lock. The first error is raised.
+    At most ``most`` threads. Decoders and operators release Python's lock. The first error is raised.
     """
-    workers = torch.get_num_threads()
+    workers = min(torch.get_num_threads(), most or 1 << 30)
     with one_torch_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(work, items))
 
@@ -70,6 +73,7 @@ def image_facts(path: Path) -> ImageFacts:
 def read_image(path: Path, downscale: int = 1) -> tuple[Tensor, Tensor | None]:
     """Colours (H, W, 3) uint8 with straight alpha, and alphas (H, W) uint8 if the file has them."""
     with open_image(path) as image:
+        downscale //= _decode_smaller(image, downscale)
         pixels = _decode(path, image, "RGBA" if _has_alpha(image) else "RGB")
     colors, alphas = pixels[..., :3], pixels[..., 3] if pixels.shape[-1] == 4 else None
     if downscale > 1:
@@ -182,6 +186,16 @@ def _upright(path: Path, image: Any) -> Any:
     return image if orientation == 1 else image.transpose(turns[orientation])
 
 
+def _decode_smaller(image: Any, downscale: int) -> int:
+    """Let a JPEG's decoder shrink it; returns by how much. What is left to average is even, or nothing is done."""
+    width, height = image.size
+    for factor in (8, 4, 2):
+        if downscale % (2 * factor) == 0 and width % factor == 0 and height % factor == 0:
+            image.draft(image.mode, (width // factor, height // factor))  # of no effect on other formats
+            return width // image.size[0]
+    return 1
+
+
 def _decode(path: Path, image: Any, mode: str) -> np.ndarray:
     """(H, W[, C]) uint8 of mode L, RGB or RGBA."""
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
@@ -216,24 +230,32 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, factor: int) -> np.ndarray:
-    """Area average of (H, W[, C]) in float32 (float64 where sizes do not divide)."""
+    """Area average of (H, W[, C]) in float32."""
     if factor == 1:
         return values.astype(np.float32)
     height, width = values.shape[:2]
     new_width, new_height = downscaled_size(width, height, factor)
     if new_width * factor == width and new_height * factor == height:
-        # Rows first, then columns: integer sums are exact in float32 here.
-        rows = values.reshape(new_height, factor, *values.shape[1:]).sum(1, dtype=np.float32)
-        return rows.reshape(new_height, new_width, factor, *values.shape[2:]).sum(2) / np.float32(factor * factor)
-    rows, columns = _overlaps(height, new_height), _overlaps(width, new_width)
-    return np.einsum(
-        "ih,hw...->iw...", rows, np.einsum("jw,hw...->hj...", columns, values, optimize=True), optimize=True
-    )
+        # Rows first, then columns; the sums of integers are exact.
+        kind = np.float32 if values.dtype == np.float32 else np.uint32
+        rows: np.ndarray = values[::factor].astype(kind)
+        for i in range(1, factor):
+            rows += values[i::factor]
+        total = rows[:, ::factor].copy()
+        for i in range(1, factor):
+            total += rows[:, i::factor]
+        return total.astype(np.float32) / np.float32(factor * factor)
+    return _average(_average(values, new_height, 0), new_width, 1)
 
 
-def _overlaps(old: int, new: int) -> np.ndarray:
-    """(new, old) the share of output cell i that input cell j covers."""
+def _average(values: np.ndarray, new: int, axis: int) -> np.ndarray:
+    """One axis of (H, W[, C]) averaged to ``new`` cells, each of which covers parts of a few old ones; float32."""
+    old = values.shape[axis]
     edges = np.arange(new + 1) * (old / new)
-    cells = np.arange(old)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    return np.maximum(overlap, 0) * (new / old)
+    first = np.floor(edges[:-1]).astype(np.int64)
+    total = np.zeros([new if i == axis else size for i, size in enumerate(values.shape)], np.float32)
+    for cells in (first + i for i in range(math.ceil(old / new) + 1)):
+        overlap = np.maximum(np.minimum(edges[1:], cells + 1) - np.maximum(edges[:-1], cells), 0) * (new / old)
+        weights = overlap.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+        total += weights * np.take(values, np.minimum(cells, old - 1), axis)
+    return total

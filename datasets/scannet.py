@@ -44,23 +44,23 @@ def read(root: Path, options: LoadOptions) -> Capture:
     found = next((root / name for name in INTRINSICS if (root / name).is_file()), None)
     if found is None:
         raise SceneError(f"{root}: expected intrinsic/intrinsic_color.txt, found none; export the scan again")
-    K = _matrix(found)
+    K = read_matrix(found)
     K_depth_file = found.with_name(found.name.replace("color", "depth"))
     shots, lost = [], 0
     for path in sorted(photos_in(folder), key=by_number):
-        rows = _matrix(root / "pose" / f"{path.stem}.txt")
+        rows = read_matrix(root / "pose" / f"{path.stem}.txt")
         if not bool(rows.isfinite().all()):
             lost += 1
             continue
         pose = rigid_pose(str(root / "pose" / f"{path.stem}.txt"), rows)
         facts = images.image_facts(path)
-        camera = _camera(K, pose, facts)
+        camera = centred_camera(K, pose, facts)
         shot = Shot(path.name, camera, path, facts.channels)
         depth = root / "depth" / f"{path.stem}.png"
         if depth.is_file():
             grid = images.image_facts(depth)
-            stated = K_depth_file if K_depth_file != found and K_depth_file.is_file() else None
-            sensor = camera.resized(grid.width, grid.height) if stated is None else _camera(_matrix(stated), pose, grid)
+            stated = read_matrix(K_depth_file) if K_depth_file != found and K_depth_file.is_file() else None
+            sensor = camera.resized(grid.width, grid.height) if stated is None else centred_camera(stated, pose, grid)
             shot = replace(shot, depth=depth, depth_camera=sensor)
         shots.append(shot)
     with_mask, warnings = with_masks(root, shots, [s.name for s in shots])
@@ -75,12 +75,13 @@ def read(root: Path, options: LoadOptions) -> Capture:
     )
 
 
-def _camera(K: Tensor, pose: Tensor, image: images.ImageFacts) -> Camera:
+def centred_camera(K: Tensor, pose: Tensor, image: images.ImageFacts) -> Camera:
+    """A camera whose K counts from the first pixel's centre."""
     matrix = intrinsics(float(K[0, 0]), float(K[1, 1]), float(K[0, 2]) + 0.5, float(K[1, 2]) + 0.5, pose)
     return Camera(matrix, pose, image.width, image.height)
 
 
-def _matrix(file: Path) -> Tensor:
+def read_matrix(file: Path) -> Tensor:
     """(3 or 4, 3 or 4) float64."""
     try:
         rows = np.loadtxt(file, dtype=np.float64, ndmin=2)

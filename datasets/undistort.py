@@ -38,26 +38,30 @@ def undistorted(frame: Frame) -> Frame:
     size = pixels.new_tensor([camera.width, camera.height])
     inside = ((pixels >= 0) & (pixels <= size)).all(-1).view(camera.height, camera.width)  # NaN compares False
     grid = (pixels / size * 2 - 1).nan_to_num(2.0).view(1, camera.height, camera.width, 2).float()
-    mask = inside if frame.mask is None else inside & (_sample(frame.mask[..., None].float(), grid)[..., 0] > 0.999)
+    mask = inside if frame.mask is None else inside & (sample(frame.mask[..., None].float(), grid)[..., 0] > 0.999)
     return replace(
         frame,
         camera=pinhole,
-        colors=_sample(frame.colors.float(), grid).round().to(torch.uint8),
-        alphas=None if frame.alphas is None else _sample(frame.alphas[..., None].float(), grid)[..., 0].round().byte(),
+        colors=sample(frame.colors.float(), grid).round().to(torch.uint8),
+        alphas=None if frame.alphas is None else sample(frame.alphas[..., None].float(), grid)[..., 0].round().byte(),
         mask=None if bool(mask.all()) else mask,
-        depths=None if frame.depths is None else _sample(frame.depths[..., None], grid, "nearest")[..., 0],
-        normals=None if frame.normals is None else _sample(frame.normals.float(), grid, "nearest").half(),
+        depths=None if frame.depths is None else sample(frame.depths[..., None], grid, "nearest")[..., 0],
+        normals=None if frame.normals is None else sample(frame.normals.float(), grid, "nearest").half(),
     )
 
 
 def straightened(scene: Scene) -> Scene:
-    """The scene with every frame undistorted."""
+    """The scene with every frame undistorted, panoramas as the faces of cubes."""
+    from .cube_faces import cube_faces
+
     if all(is_straight(frame.camera) and frame.camera.model is CameraModel.PINHOLE for frame in scene.frames):
         return scene
-    return scene.with_frames(tuple(undistorted(frame) for frame in scene.frames))
+    around = lambda frame: frame.camera.model is CameraModel.EQUIRECTANGULAR  # noqa: E731
+    straight = [cube_faces(frame) if around(frame) else [undistorted(frame)] for frame in scene.frames]
+    return scene.with_frames(tuple(frame for frames in straight for frame in frames))
 
 
-def _sample(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+def sample(image: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
     """image (H, W, C) at grid (1, H, W, 2) in [-1, 1] -> (H, W, C); beyond the border its nearest pixel."""
     found = functional.grid_sample(
         image.permute(2, 0, 1)[None], grid, mode=mode, padding_mode="border", align_corners=False

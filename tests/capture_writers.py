@@ -7,7 +7,9 @@ it shows what, to a twentieth of a pixel, however it has been shrunk or straight
 from __future__ import annotations
 
 import json
+import shutil
 import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -362,6 +364,89 @@ def write_panoramas(folder: Path) -> Written:
     return Written(folder, cameras)
 
 
+def write_panorama_json(folder: Path) -> Written:
+    """Equirectangular images by way of transforms.json."""
+    frames, cameras = [], {}
+    for i, pose in enumerate(poses()):
+        name = f"{i}.png"
+        frames.append({"file_path": name, "transform_matrix": opengl_to_opencv(pose).tolist()})
+        paint(folder / name, 24, 12)
+        cameras[name] = Camera.equirectangular(24, 12, pose)
+    (folder / "transforms.json").write_text(json.dumps({"camera_model": "EQUIRECTANGULAR", "frames": frames}))
+    return Written(folder, cameras)
+
+
+def write_mvsnet(folder: Path) -> Written:
+    """As BlendedMVS: world-to-camera and K as text, masked copies, depths that grow from the first row to the last."""
+    (folder / "cams").mkdir(parents=True)
+    (folder / "rendered_depth_maps").mkdir()
+    cameras = {}
+    for i, camera in enumerate(truth()):
+        rows = [" ".join(map(repr, row)) for row in camera.world_to_camera.tolist()]
+        K = [" ".join(map(repr, row)) for row in camera.K.tolist()]
+        text = "\n".join(["extrinsic", *rows, "", "intrinsic", *K, "", "2.5 0.01 128 7.0", ""])
+        (folder / f"cams/{i:08d}_cam.txt").write_text(text)
+        paint(folder / f"blended_images/{i:08d}.png")
+        paint(folder / f"blended_images/{i:08d}_masked.png")
+        depth = np.repeat(np.linspace(3, 4, HEIGHT, dtype="<f4")[:, None], WIDTH, 1)
+        content = f"Pf\n{WIDTH} {HEIGHT}\n-1.0\n".encode() + depth[::-1].tobytes()
+        (folder / f"rendered_depth_maps/{i:08d}.pfm").write_bytes(content)
+        cameras[f"{i:08d}.png"] = camera
+    (folder / "cams/pair.txt").write_text("9\n0\n1 1 1.0\n")
+    return Written(folder, cameras)
+
+
+def write_seven_scenes(folder: Path) -> Written:
+    """Two sequences, the second held out, a lost pose; depths of which a corner is unknown; pixels from centres."""
+    cameras = {}
+    for i, camera in enumerate(truth(count=12)):
+        name = f"seq-0{1 + i // 6}/frame-{i:06d}"
+        paint(folder / f"{name}.color.png")
+        depth = np.full((10, 12), 3500, np.uint16)
+        depth[0, 0] = 65535
+        Image.fromarray(depth).save(folder / f"{name}.depth.png")
+        rows = np.full((4, 4), -np.inf) if i == 5 else camera.camera_to_world.numpy()
+        np.savetxt(folder / f"{name}.pose.txt", rows, fmt="%.17g")
+        if i != 5:
+            cameras[f"{name}.color.png"] = camera
+    K = camera.K.numpy().copy()
+    K[:2, 2] -= 0.5
+    np.savetxt(folder / "camera-intrinsics.txt", K, fmt="%.17g")
+    (folder / "TestSplit.txt").write_text("sequence2\n")
+    return Written(folder, cameras)
+
+
+def write_bundle_fusion(folder: Path) -> Written:
+    """One sequence with ``info.txt``: K of colours, and of depths of half the size."""
+    cameras = {}
+    for i, camera in enumerate(truth()):
+        paint(folder / f"frame-{i:06d}.color.png")
+        Image.fromarray(np.full((10, 12), 3500, np.uint16)).save(folder / f"frame-{i:06d}.depth.png")
+        np.savetxt(folder / f"frame-{i:06d}.pose.txt", camera.camera_to_world.numpy(), fmt="%.17g")
+        cameras[f"frame-{i:06d}.color.png"] = camera
+    K = np.eye(4)
+    K[:3, :3] = camera.K.numpy()
+    K[:2, 2] -= 0.5
+    color = " ".join(map(repr, K.flatten().tolist()))
+    K[:2, :3] /= 2
+    depth = " ".join(map(repr, K.flatten().tolist()))
+    text = f"m_versionNumber = 4\nm_calibrationColorIntrinsic = {color}\nm_calibrationDepthIntrinsic = {depth}\n"
+    (folder / "info.txt").write_text(text)
+    return Written(folder, cameras)
+
+
+def write_r3d(folder: Path) -> Written:
+    """The archive of a Record3D recording, in an order of its own, with depths that nobody can read."""
+    written = write_record3d(folder / "open")
+    with zipfile.ZipFile(folder / "a scan.r3d", "w") as archive:
+        for i in range(11, -1, -1):
+            archive.write(folder / f"open/rgb/{i}.png", f"rgbd/{i}.png")
+            archive.writestr(f"rgbd/{i}.depth", b"bvx2")
+        archive.write(folder / "open/metadata.json", "metadata")
+    shutil.rmtree(folder / "open")
+    return Written(folder / "a scan.r3d", written.cameras)
+
+
 WRITERS = {
     "colmap": (write_colmap, lambda f: write_colmap(f, binary=True), lambda f: write_colmap(
         f, "RADIAL_FISHEYE", inside="")),
@@ -373,6 +458,9 @@ WRITERS = {
     "record3d": (write_record3d,),
     "scannet": (write_scannet,),
     "metashape": (write_metashape, lambda f: write_metashape(f, "fisheye")),
-    "transforms_json": (write_nerfstudio,),
+    "transforms_json": (write_nerfstudio, write_panorama_json),
+    "mvsnet": (write_mvsnet,),
+    "seven_scenes": (write_seven_scenes, write_bundle_fusion),
+    "r3d": (write_r3d,),
 }  # fmt: skip
 CASES = [(name, i) for name, writers in WRITERS.items() for i in range(len(writers))]

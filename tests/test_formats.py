@@ -1,14 +1,15 @@
 """Every format, on a capture whose cameras are known: points fall where the truth says, however images are treated."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from polyfield.datasets import polycam, scannet
-from polyfield.datasets.scene import LoadOptions, MaskUse, open_scene
+from polyfield.datasets import mvsnet, polycam, r3d, scannet, seven_scenes
+from polyfield.datasets.scene import LoadOptions, MaskUse, SceneError, open_scene
 from polyfield.datasets.undistort import undistorted
 from polyfield.geometry import CameraModel
 from polyfield.geometry.transforms import similarity_inverse, transform_points
@@ -18,11 +19,16 @@ from tests.capture_writers import (
     HEIGHT,
     WIDTH,
     WRITERS,
+    paint,
     some_points,
+    truth,
+    write_mvsnet,
     write_opensfm,
     write_polycam,
+    write_r3d,
     write_record3d,
     write_scannet,
+    write_seven_scenes,
 )
 
 POINTS = torch.from_numpy(some_points(60))
@@ -155,3 +161,57 @@ def test_scannet_leaves_out_lost_poses_and_says_so(tmp_path):
     root = write_scannet(tmp_path / "a").root
     assert scannet.read(root, LoadOptions()).warnings == ("1 photographs without a finite pose are left out",)
     assert [f.name for f in open_scene(root).frames][:4] == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_mvsnet_depths_and_range(tmp_path):
+    root = write_mvsnet(tmp_path / "a").root
+    shot = mvsnet.read(root, LoadOptions()).shots[0]
+    assert shot.near_far == (2.5, 7.0)
+    scene = open_scene(root)
+    frame = scene.frames[0]
+    axis = frame.camera.directions()[:, 2].view(HEIGHT, WIDTH)
+    z_depths = frame.depths * axis * float(scene.scene_to_world[:3, 0].norm())
+    torch.testing.assert_close(z_depths[:, 7], torch.linspace(3, 4, HEIGHT), atol=1e-4, rtol=0)
+
+
+def test_sequences_are_held_out_as_the_split_says(tmp_path):
+    root = write_seven_scenes(tmp_path / "a").root
+    scene = open_scene(root)
+    assert {f.name[:6] for f in scene.test} == {"seq-02"} and len(scene.test) == 6
+    assert {f.name[:6] for f in scene.train} == {"seq-01"} and len(scene.train) == 5
+    assert seven_scenes.read(root, LoadOptions()).warnings == ("1 photographs without a finite pose are left out",)
+    assert not scene.train[0].depths[0, 0] and bool((scene.train[0].depths[4:, 4:] > 0).all())
+    alone = open_scene(root / "seq-01")
+    assert [f.name for f in alone.frames] == [f"frame-{i:06d}.color.png" for i in range(5)]
+    assert alone.frames[0].camera.K[0, 0] == 26
+
+
+def test_a_sequence_without_intrinsics_is_taken_to_be_a_kinects(tmp_path):
+    for i, camera in enumerate(truth()):
+        paint(tmp_path / f"frame-{i:06d}.color.png", 640, 480)
+        np.savetxt(tmp_path / f"frame-{i:06d}.pose.txt", camera.camera_to_world.numpy())
+    capture = seven_scenes.read(tmp_path, LoadOptions())
+    assert "585 pixels are taken for the focal length" in capture.warnings[0]
+    assert capture.shots[0].camera.K.tolist() == [[585, 0, 320.5], [0, 585, 240.5], [0, 0, 1]]
+
+
+def test_r3d_is_unpacked_once(tmp_path, monkeypatch):
+    path = write_r3d(tmp_path / "a").root
+    capture = r3d.read(path, LoadOptions())
+    assert capture.name == "a scan" and "depth maps are left out" in capture.warnings[0]
+    (kept,) = (path.parent / ".polyfield").iterdir()
+    before = (kept / "rgbd/0.png").stat().st_mtime_ns
+    assert r3d.read(path, LoadOptions()).shots[0].image.stat().st_mtime_ns == before
+    os.utime(path, ns=(0, 10**18))
+    assert r3d.read(path, LoadOptions()).shots[0].image.parent.parent != kept
+    assert not kept.exists() and len(list((path.parent / ".polyfield").iterdir())) == 1
+
+
+def test_r3d_beside_which_nothing_can_be_written(tmp_path, monkeypatch):
+    path = write_r3d(tmp_path / "a").root
+    (path.parent / ".polyfield").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert (tmp_path / "home") in r3d.read(path, LoadOptions()).shots[0].image.parents
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    with pytest.raises(SceneError, match=r"a scan.r3d: expected room to unpack it beside it, got"):
+        r3d.read(path, LoadOptions())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -31,6 +32,23 @@ def replace_in(path, old: str, new: str, count: int = -1) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, count))
+
+
+def spoil_middle(path) -> None:
+    """Other bytes in the first photograph."""
+    data = bytearray(path.read_bytes())
+    data[60:80] = bytes(20)
+    path.write_bytes(data)
+
+
+def rezip(path, without: str, bomb: bool = False) -> None:
+    with zipfile.ZipFile(path) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if name != without}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+        if bomb:
+            archive.writestr("rgbd/99.png", bytes(4 << 20))
 
 
 MISTAKES = [
@@ -100,6 +118,37 @@ MISTAKES = [
      r"camera IMG 2: expected a sensor of the file, got 5"),
     ("metashape", lambda r: replace_in(r / "cameras.xml", 'label="IMG 2"', 'label="IMG 77"'),
      r"camera IMG 77: expected its photograph in .*images, found none"),
+    ("mvsnet", lambda r: (r / "blended_images").rename(r / "x"), r"expected photographs in blended_images or images"),
+    ("mvsnet", lambda r: (r / "blended_images/00000003.png").unlink(),
+     r"expected a photograph for each camera, found none for 00000003 in .*blended_images; restore"),
+    ("mvsnet", lambda r: (r / "cams/00000003_cam.txt").write_text("extrinsic\n1 0"),
+     r"00000003_cam.txt: expected extrinsic with 16 numbers, intrinsic with 9 and a depth range, got"),
+    ("mvsnet", lambda r: replace_in(r / "cams/00000003_cam.txt", "26.0", "0.0"),
+     r"00000003_cam.txt: intrinsic: expected focal lengths above 0 and a principal point inside the image of 24 x 20"),
+    ("mvsnet", lambda r: replace_in(r / "cams/00000003_cam.txt", "0.0 0.0 0.0 1.0", "0.0 0.0 0.0 2.0"),
+     r"00000003_cam.txt: extrinsic: expected a rotation and a shift"),
+    ("mvsnet", lambda r: (r / "rendered_depth_maps/00000003.pfm").write_bytes(b"Pf\n24 20\n-1\n1234"),
+     r"00000003.pfm: expected a complete grey .pfm, got"),
+    ("mvsnet", lambda r: (r / "rendered_depth_maps/00000003.pfm").write_bytes(b"PF\n24 20\n-1\n"),
+     r"00000003.pfm: expected a complete grey .pfm, got another header"),
+    ("seven_scenes", lambda r: (r / "camera-intrinsics.txt").unlink(),
+     r"expected camera-intrinsics.txt or info.txt for an image of 24 x 20, found neither"),
+    ("seven_scenes", lambda r: (r / "camera-intrinsics.txt").write_text("585 0 320\n0 585 240\n0 0 1"),
+     r"frame-000000.color.png: expected focal lengths above 0 and a principal point inside the image of 24 x 20"),
+    ("seven_scenes", lambda r: ((r / "camera-intrinsics.txt").unlink(), (r / "info.txt").write_text("m_a = 1\n")),
+     r"info.txt: m_calibrationColorIntrinsic: expected 16 numbers, got none"),
+    ("seven_scenes", lambda r: ((r / "camera-intrinsics.txt").unlink(),
+                                (r / "info.txt").write_text("m_calibrationColorIntrinsic = 1 2 x\n")),
+     r"info.txt: m_calibrationColorIntrinsic: expected 16 numbers, got 1 2 x"),
+    ("seven_scenes", lambda r: (r / "seq-01/frame-000003.color.png").unlink(),
+     r"frame-000003.pose.txt: expected its photograph frame-000003.color.png, found none"),
+    ("seven_scenes", lambda r: (r / "seq-01/frame-000003.pose.txt").write_text("1 2"),
+     r"frame-000003.pose.txt: expected 4 x 4 numbers, got \(1, 2\)"),
+    ("r3d", lambda r: r.write_bytes(r.read_bytes()[:-30]), r"a scan.r3d: expected a whole .r3d archive, got"),
+    ("r3d", spoil_middle, r"a scan.r3d: expected a whole .r3d archive, got"),
+    ("r3d", lambda r: rezip(r, "metadata"), r"expected metadata and rgbd/0.jpg in it, found neither"),
+    ("r3d", lambda r: rezip(r, "rgbd/3.png"), r"expected as many photographs as poses \(12\), found 11"),
+    ("r3d", lambda r: rezip(r, "", bomb=True), r"expected photographs, got what unpacks to over 20 times its size"),
     ("transforms_json", lambda r: (r / "sparse.ply").unlink(), r"sparse.ply: expected a .ply file of points"),
     ("transforms_json", lambda r: (r / "sparse.ply").write_text("ply\n"), r"sparse.ply: expected a PLY header"),
     ("transforms_json", lambda r: replace_in(r / "sparse.ply", "property double y\n", ""), r"sparse.ply: expected"),

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from polyfield.datasets.scene import Frame
+from polyfield.datasets.cube_faces import cube_faces
+from polyfield.datasets.scene import Frame, open_scene
 from polyfield.datasets.undistort import is_straight, straightened, undistorted
 from polyfield.geometry import Camera, CameraModel
 from polyfield.geometry import transforms as tf
 
+from .capture_writers import write_panoramas
 from .viewer_fakes import photographs
 
 SIZE = (120, 90)
@@ -123,3 +125,46 @@ def test_all_around_cannot_be_straight():
     frame = Frame("sky.png", camera, torch.zeros(SIZE[1], SIZE[0], 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"undistorted: sky.png: expected a view forwards, got an equirectangular"):
         undistorted(frame)
+
+
+def painted(directions):
+    """(..., 3) uint8: colours that vary smoothly with the direction alone, world axes."""
+    return (127 + 100 * (3 * directions).sin() * (2 * directions.roll(1, -1)).cos()).round().byte()
+
+
+def test_a_panorama_becomes_six_faces_that_show_what_it_did():
+    camera = Camera.equirectangular(360, 180, POSE)
+    rays = camera.rays()
+    colors = painted(rays.directions).view(180, 360, 3)
+    mask = (rays.directions[:, 2] > -0.5).view(180, 360)
+    depths = (2 + rays.directions[:, 0]).view(180, 360)
+    normals = -rays.directions.view(180, 360, 3).half()
+    frame = Frame("a b/pano.jpg", camera, colors, mask=mask, depths=depths, normals=normals, alphas=colors[..., 0])
+    faces = cube_faces(frame)
+    assert [f.name for f in faces] == [f"a b/pano_{n}.jpg" for n in ("front", "right", "back", "left", "up", "down")]
+    torch.testing.assert_close(faces[0].camera.camera_to_world, POSE)
+    area = 0.0
+    for face in faces:
+        assert (face.camera.width, face.camera.height) == (115, 115)
+        torch.testing.assert_close(face.camera.position, camera.position)
+        torch.testing.assert_close(torch.linalg.det(face.camera.camera_to_world[:3, :3]), torch.tensor(1.0))
+        directions = face.camera.rays().directions
+        wanted = painted(directions).view(115, 115, 3).float()
+        error = (face.colors.float() - wanted).abs()
+        assert float(error.mean()) < 0.5 and float(error.max()) <= 3
+        assert float((face.alphas.float() - wanted[..., 0]).abs().max()) <= 3
+        inside = (directions[:, 2] > -0.5).view(115, 115)
+        assert float((face.mask == inside).float().mean()) > 0.98 and not bool((face.mask & ~inside).any())
+        assert float((face.depths.view(-1) - 2 - directions[:, 0]).abs().max()) < 0.02
+        assert float((face.normals.float().view(-1, 3) + directions).abs().max()) < 0.02
+        along = directions @ face.camera.forward
+        area += float((along**3).sum()) / (115 / 2) ** 2
+    assert area == pytest.approx(4 * torch.pi, rel=1e-3), "together they see everything once"
+
+
+def test_a_scene_of_panoramas_is_straightened_by_its_faces(tmp_path):
+    scene = open_scene(write_panoramas(tmp_path / "a").root)
+    straight = straightened(scene)
+    assert len(straight.train) == 6 * len(scene.train) and len(straight.test) == 6 * len(scene.test)
+    assert all(is_straight(f.camera) and f.camera.model is CameraModel.PINHOLE for f in straight.frames)
+    assert len({f.name for f in straight.frames}) == 54
