@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cuda.compositing import composite, prune, prune_packed
+from ..cuda.compositing import composite, prune
 from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
 from ..fields.protocols import Field, FieldOutput
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
-from .patches import PatchDifferences, middle_rays, spread, with_neighbors
+from .patches import PatchDifferences, middle_rays, seen_with_neighbors
 from .protocols import Background, Opacity, Render
 
 
@@ -144,7 +144,10 @@ class VolumeRenderer(nn.Module):
 
     def _visible(self, rays: Rays, samples: Samples, values: Tensor) -> Samples:
         limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
-        return prune(self._alphas(rays, samples, values), samples, **limits)
+        alphas = self._alphas(rays, samples, values)
+        if self.opacity.needs_neighbors:
+            return seen_with_neighbors(alphas, samples, 1, **limits)
+        return prune(alphas, samples, **limits)
 
     def _patch_intervals(self, field: Field, rays: Rays) -> tuple[Samples, Samples, Tensor]:
         """Visible intervals, which are those of the patches' middle rays; and what these met, with its values."""
@@ -152,9 +155,7 @@ class VolumeRenderer(nn.Module):
         some = rays[middles]
         marched, values = self._march(field, some)
         limits = dict(min_transmittance=self.config.min_transmittance, min_alpha=self.config.min_alpha)
-        packed = (marched.t_starts, marched.t_ends, marched.ray_offsets)
-        kept = prune_packed(self._alphas(some, marched, values), *packed, **limits)[0]
-        samples = spread(marched, with_neighbors(kept, marched), self.patch)
+        samples = seen_with_neighbors(self._alphas(some, marched, values), marched, self.patch, **limits)
         counts = torch.zeros(len(rays), dtype=torch.int32, device=middles.device)
         counts[middles] = marched.ray_offsets.diff()
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0).int()])

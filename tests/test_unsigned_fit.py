@@ -20,8 +20,11 @@ from polyfield.fields.networks import MlpConfig
 from polyfield.fields.protocols import FieldOutput
 from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
 from polyfield.geometry import Points, Rays, Samples
+from polyfield.geometry.occupancy import OccupancyGrid
+from polyfield.renderers.background import FixedBackground
 from polyfield.renderers.opacity import Unsigned
 from polyfield.renderers.protocols import Step
+from polyfield.renderers.volume import MarchConfig, VolumeRenderer
 
 from .test_opacity_laws import N, towards_a_plane, weights_of
 from .test_surface_fit import RECIPES
@@ -80,6 +83,25 @@ def test_sharpness_is_learned_and_gradients_are_finite():
     assert float(law.third.grad.abs()) > 1e-7
     assert torch.isfinite(values.grad).all()
     assert float(values.grad.abs().max()) > 0
+
+
+def test_a_sharp_sheet_has_no_holes():
+    """Where intervals lie evenly about the sheet the two that are seen show no slope: those beside them do."""
+
+    across = torch.nn.functional.normalize(torch.tensor([0.1, 0.0, 1.0]), dim=0)
+
+    def sheet(points, directions=None, *, gradients=False):
+        return FieldOutput((points @ across).abs(), None, torch.ones_like(points))
+
+    field, black = SimpleNamespace(query=sheet, signed=False), FixedBackground((0.0, 0.0, 0.0))
+    renderer = VolumeRenderer(OccupancyGrid(16), Unsigned(3000.0), black, MarchConfig(steps_per_diagonal=256)).eval()
+    n = 400
+    origins = torch.stack([torch.linspace(-0.9, 0.9, n), torch.zeros(n), torch.full((n,), 2.0)], 1)
+    rays = Rays(origins, torch.tensor([[0.0, 0.0, -1.0]]).repeat(n, 1), torch.zeros(n), torch.full((n,), torch.inf))
+    with torch.no_grad():
+        render = renderer.render(field, rays)
+    assert float(render.pixels.alphas.min()) > 0.99
+    assert len(render.samples) < 6 * n
 
 
 def test_densities_for_the_occupancy():
