@@ -25,8 +25,10 @@ from ..renderers.losses.opacity import Opacity
 from ..renderers.losses.sparsity import Sparsity
 from ..renderers.losses.surface_points import SurfacePoints
 from ..renderers.protocols import Loss
-from ..renderers.volume import MarchConfig
+from ..renderers.resampling import Resampling
+from ..renderers.volume import MarchConfig, VolumeRenderer
 from .devices import CPU
+from .errors import check_least
 from .first_distance import FirstDistance
 from .fit import Budget, Job
 from .known_distances import KnownDistances
@@ -61,6 +63,16 @@ class SurfaceConfig(ngp.Config):
     average_every: int = 0
     first: FirstDistance = FirstDistance()
     """Where the fit begins."""
+    resample: int = 0
+    """Places per ray at which its intervals are cut shorter, where they meet the surface; 0 = as marched."""
+
+    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GridDistance, VolumeRenderer]:  # type: ignore[override]
+        """An unfitted field and its renderer, for a scene of this size."""
+        check_least("fit", resample=(self.resample, 0))
+        model, renderer = super().build_model(facts, device)
+        renderer.resampling = Resampling(self.resample) if self.resample else None
+        return model, renderer
+
     @property
     def patch(self) -> int:
         """Pixels a side of what is drawn together: of directional gradients, patches."""

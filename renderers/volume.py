@@ -22,6 +22,7 @@ from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
 from .patches import PatchDifferences, middle_rays, seen_with_neighbors
 from .protocols import Background, Opacity, Render
+from .resampling import Resampling
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class VolumeRenderer(nn.Module):
         self.config = config
         self.generator = torch.Generator()  # on the device where rays are marched while fitting
         self.coarseness = 1.0  # while fitting, intervals are this much longer
+        self.resampling: Resampling | None = None  # finer intervals where rays meet surfaces
         self.patch = 1  # while fitting, rays come in patches of so many pixels a side, and their middle one is marched
 
     @property
@@ -109,7 +111,10 @@ class VolumeRenderer(nn.Module):
                 numbers,
             )
             samples, onward = Samples(starts, stops, indices, offsets), (numbers[among], ends)
-        return samples, values
+        if self.resampling is None:
+            return samples, values
+        alphas = self._alphas(rays, samples, values)
+        return self.resampling(field, rays, samples, values, alphas, self.generator if self.training else None)
 
     def _first_wave(self) -> int:
         if self.config.wave is None:
