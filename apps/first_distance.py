@@ -7,7 +7,6 @@ out of a sphere. So: fit the hash grid, look at it from the training views, take
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..datasets.scene import Scene
 from ..fields.grid_distance import GridDistance
 from ..fields.optimizer import Adam
 from ..geometry.cameras import Camera
-from ..geometry.types import Aabb, Pixels
+from ..geometry.types import Aabb, Pixels, Points
 from ..renderers.losses.eikonal import eikonal
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .devices import CPU
@@ -53,15 +52,14 @@ class FirstDistance:
 
     def teach(
         self, model: GridDistance, scene: Scene, seed: int, budget: Budget, robust: RobustConfig = NOTHING_MOVES
-    ) -> float:
-        """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces; returns seconds spent."""
-        started = time.perf_counter()
+    ) -> Points | None:
+        """Fit a hash grid for its share of the budget, and teach ``model`` its surfaces, which nothing holds then."""
         part = budget.part(self.grid_share, self.grid_seconds, self.grid_steps)
         job = quick_fit(scene, seed, model.bounds_low.device, part, robust)
         distances = solid_distances(self._carve(job, scene))
         if distances is not None:
             self._learn(model, distances.to(model.bounds_low.device), seed)
-        return time.perf_counter() - started
+        return None
 
     @torch.no_grad()
     def _carve(self, job: Job, scene: Scene) -> Tensor:

@@ -125,7 +125,7 @@ def surface_points(job: Job, count: int) -> tuple[Tensor, Tensor]:
     """Points (N <= count, 3) where rays through random training pixels are half absorbed, and the pixels' colours."""
     batches = job.batches
     assert isinstance(batches, PixelBatches)
-    batches.rays = 8192
+    batches.rays = min(8192, count)
     points, colors, found = [], [], 0
     for _ in range(8 * count // batches.rays + 8):
         rays, target, _ = batches.draw()

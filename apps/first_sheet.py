@@ -9,7 +9,6 @@ the distances to them as to any cloud of points. These distances are known from 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 from ..datasets.scene import Scene
@@ -21,7 +20,6 @@ from ..geometry.types import Aabb, Points
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from .first_gaussians import surface_points
 from .fit import Budget, fit
-from .known_distances import KnownDistances
 from .quick_fit import quick_fit
 from .shape_batches import SamplesConfig, ShapeBatches
 
@@ -45,18 +43,11 @@ class FirstSheet:
     samples: SamplesConfig = SamplesConfig(most=1 << 18)
 
     def teach(
-        self,
-        model: GridDistance,
-        known: KnownDistances,
-        scene: Scene,
-        seed: int,
-        budget: Budget,
-        robust: RobustConfig = NOTHING_MOVES,
-    ) -> float:
-        """Teach ``model`` and ``known`` the distances to the scene's surfaces; returns seconds spent."""
+        self, model: GridDistance, scene: Scene, seed: int, budget: Budget, robust: RobustConfig = NOTHING_MOVES
+    ) -> Points | None:
+        """Teach ``model`` the distances to the scene's surfaces; returns places with theirs, None if none is found."""
         from .recipes import shape
 
-        started = time.perf_counter()
         device = model.bounds_low.device
         part = budget.part(self.grid_share, self.grid_seconds, self.grid_steps)
         job = quick_fit(scene, seed, device, part, robust)
@@ -64,11 +55,10 @@ class FirstSheet:
         points = points[Aabb.cube().to(points.device).contains(points)]
         points, normals = thinned(points, self.radius)
         if len(points) <= NEIGHBORS:  # nothing is opaque yet
-            return time.perf_counter() - started
+            return None
         cloud = replace(scene, frames=(), mesh=None, points=points, point_normals=normals)
         batches = ShapeBatches(surface_of(cloud), truth_of(cloud, signed=False), self.samples, seed=seed, device=device)
         taught = shape.Config(field=shape.Kind.UDF).fit_of(model, batches, seed)
         fit(taught, budget.part(self.share, self.grid_seconds, self.grid_steps))
         rows = batches.pool
-        known.learn(Points(rows[:, :3].contiguous(), rows[:, 3]))
-        return time.perf_counter() - started
+        return Points(rows[:, :3].contiguous(), rows[:, 3])

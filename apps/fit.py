@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class Budget:
         return Budget(steps=max(1, min(steps, round((self.steps or 0) * share))))
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """What a checkpoint keeps: modules, optimizers' helpers, whatever changes from step to step."""
 

@@ -5,6 +5,7 @@ A recipe adds the law that turns distances into alphas: one small file each.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,10 +25,13 @@ from ..renderers.losses.opacity import Opacity
 from ..renderers.losses.sparsity import Sparsity
 from ..renderers.losses.surface_points import SurfacePoints
 from ..renderers.protocols import Loss
-from ..renderers.volume import MarchConfig
+from ..renderers.resampling import Resampling
+from ..renderers.volume import MarchConfig, VolumeRenderer
 from .devices import CPU
+from .errors import check_least
 from .first_distance import FirstDistance
 from .fit import Budget, Job
+from .known_distances import KnownDistances
 from .recipes import ngp
 from .run import SceneFacts
 
@@ -60,16 +64,31 @@ class SurfaceConfig(ngp.Config):
     average_every: int = 0
     first: FirstDistance = FirstDistance()
     """Where the fit begins."""
+    resample: int = 0
+    """Places per ray at which its intervals are cut shorter, where they meet the surface; 0 = as marched."""
+
+    def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[GridDistance, VolumeRenderer]:  # type: ignore[override]
+        """An unfitted field and its renderer, for a scene of this size."""
+        check_least("fit", resample=(self.resample, 0))
+        model, renderer = super().build_model(facts, device)
+        renderer.resampling = Resampling(self.resample) if self.resample else None
+        return model, renderer
 
     @property
     def patch(self) -> int:
         """Pixels a side of what is drawn together: of directional gradients, patches."""
         return PATCH if self.field.gradients is Gradients.DIRECTIONAL else 1
 
-    def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
-        """At the surfaces of a quick hash-grid fit."""
+    def begin(self, model: nn.Module, losses: dict[str, Loss], scene: Scene, seed: int, budget: Budget) -> float:
+        """At the surfaces of a quick hash-grid fit; what is known from then on is told to the loss that holds it."""
         assert isinstance(model, GridDistance)
-        return self.first.teach(model, scene, seed, budget, self.robust) if self.first.grid_share > 0 else 0.0
+        if self.first.grid_share <= 0:
+            return 0.0
+        started = time.perf_counter()
+        found, known = self.first.teach(model, scene, seed, budget, self.robust), losses.get("known")
+        if found is not None and isinstance(known, KnownDistances):
+            known.learn(found)
+        return time.perf_counter() - started
 
     def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
         """Everything that ``fit`` needs, on ``device``.
@@ -86,9 +105,9 @@ class SurfaceConfig(ngp.Config):
         around = facts.cascades > 1 and not facts.has_alpha and not facts.masked
         return ngp.Background.FIELD if self.background is ngp.Background.AUTO and around else self.background
 
-    def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
+    def build_losses(self, facts: SceneFacts, device: torch.device = CPU) -> dict[str, Loss]:
         """``ngp``'s, without opacity where photographs say nothing of it, and that distances are distances."""
-        losses = super().build_losses(facts)
+        losses = super().build_losses(facts, device)
         if not facts.has_alpha:
             losses.pop("opacity", None)
         names = ("normal", "eikonal", "curvature", "sparsity", "free_space", "surface_points")

@@ -58,6 +58,17 @@ def fit_and_evaluate(recipe: str, scene: str, limit: tuple[str, ...], options: t
     return Fitted(metrics, float(memory[1]) if memory else None, last)
 
 
+def demo_surface(recipe: str, options: dict[str, Any], resolution: int = 192) -> dict[str, Any]:
+    """metrics.json of a fit of a distance to the built-in scene, its mesh beside the true surface."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder) / "run")
+        options = options | {"preview-every": 0, "device": "cpu"}
+        polyfield("fit", recipe, "demo", "--run", run, *(f"--{name}={value}" for name, value in options.items()))
+        polyfield("extract", run, "--output", str(Path(run) / "mesh.ply"), "--resolution", str(resolution))
+        polyfield("evaluate", run, "--mesh", "truth")
+        return json.loads((Path(run) / "metrics.json").read_text())
+
+
 def fit_rows(scene: str, options: tuple[str, ...], aims: dict[int, float], recipe: str = "ngp") -> Iterator[Row]:
     """Fit a research scene for each number of seconds in ``aims``, whose values are the PSNR aimed at."""
     for seconds, aim in aims.items():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 import trimesh
-from polyfield.apps.commands.extract import Method
 from polyfield.apps.images import save_png
+from polyfield.apps.mesh_options import Method
 from polyfield.apps.recipes import shape
 from polyfield.apps.tracing import drawn, orbit_of_shape
 from polyfield.renderers.shading import Lighting

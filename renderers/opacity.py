@@ -13,7 +13,7 @@ from ..geometry import Rays, Samples
 class Density:
     """alpha = 1 - exp(-sigma dt): values are densities per unit length (Max 1995; Mildenhall et al. 2020, eq. 3)."""
 
-    needs_gradients, outwards = False, -1.0
+    needs_gradients, needs_neighbors, outwards = False, False, -1.0
 
     def __call__(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor:
         return -torch.expm1(-output.values * (samples.t_ends - samples.t_starts))
@@ -49,7 +49,7 @@ class Neus(nn.Module):
     those that graze one before it is opaque.
     """
 
-    needs_gradients, outwards = True, 1.0
+    needs_gradients, needs_neighbors, outwards = True, False, 1.0
     annealing: Tensor
 
     def __init__(self, sharpness: float = 20.0) -> None:
@@ -88,7 +88,7 @@ class Volsdf(nn.Module):
     (Yariv et al., "Volume Rendering of Neural Implicit Surfaces", 2021, eq. 2 and 3, alpha = 1 / beta.)
     """
 
-    needs_gradients, outwards = False, 1.0
+    needs_gradients, needs_neighbors, outwards = False, False, 1.0
 
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Unsigned(nn.Module):
     that nears 1 exponentially in place of a fraction: the fraction's tail darkens what passes an edge far off.
     """
 
-    needs_gradients, outwards = False, 1.0
+    needs_gradients, needs_neighbors, outwards = False, True, 1.0
 
     def __init__(self, sharpness: float = 60.0) -> None:
         super().__init__()

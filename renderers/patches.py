@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..cuda.compositing import prune_packed
 from ..geometry import Samples
 
 NEXT = 1.5  # samples whose middles are farther apart than this many of their lengths are no neighbours
@@ -32,6 +33,13 @@ def with_neighbors(kept: Tensor, samples: Samples) -> Tensor:
     wider[1:] |= some[:-1] & same[1:]
     wider[:-1] |= some[1:] & same[1:]
     return wider[1:-1].nonzero()[:, 0]
+
+
+def seen_with_neighbors(alphas: Tensor, samples: Samples, patch: int, **limits: float) -> Samples:
+    """The samples that ``prune`` would keep and those before and behind them, for every ray of their patches."""
+    packed = (samples.t_starts, samples.t_ends, samples.ray_offsets)
+    kept = prune_packed(alphas, *packed, **limits)[0]
+    return spread(samples, with_neighbors(kept, samples), patch)
 
 
 def spread(samples: Samples, chosen: Tensor, patch: int) -> Samples:

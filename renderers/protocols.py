@@ -100,6 +100,7 @@ class Opacity(Protocol):
     """A law: called with what a field says of samples: alphas (S,)."""
 
     needs_gradients: bool  # of the field's values
+    needs_neighbors: bool  # on the ray, of a sample that is seen: the law goes by what is between them
     outwards: float  # 1 or -1: gradients times it point out of the surface
 
     def __call__(self, output: FieldOutput, rays: Rays, samples: Samples) -> Tensor: ...

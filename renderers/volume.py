@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..cuda.compositing import composite, prune, prune_packed
+from ..cuda.compositing import composite, prune
 from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
 from ..fields.protocols import Field, FieldOutput, Marchable
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
 from .opacity import Density
-from .patches import PatchDifferences, middle_rays, spread, with_neighbors
+from .patches import PatchDifferences, middle_rays, seen_with_neighbors
 from .protocols import Background, Opacity, Render
+from .resampling import Resampling
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class VolumeRenderer(nn.Module):
         self.config = config
         self.generator = torch.Generator()  # on the device where rays are marched while fitting
         self.coarseness = 1.0  # while fitting, intervals are this much longer
+        self.resampling: Resampling | None = None  # finer intervals where rays meet surfaces
         self.patch = 1  # while fitting, rays come in patches of so many pixels a side, and their middle one is marched
 
     @property
@@ -90,7 +92,10 @@ class VolumeRenderer(nn.Module):
         if self.config.wave is None and isinstance(field, Marchable) and isinstance(self.opacity, Density):
             return field.march(self.occupancy, rays, **self._pace(), jitter=self._jitter(rays), **self._limits)
         marched, values = self._march(field, rays)
-        return marched, values, prune(self._alphas(rays, marched, values), marched, **self._limits)
+        alphas = self._alphas(rays, marched, values)
+        if self.opacity.needs_neighbors:
+            return marched, values, seen_with_neighbors(alphas, marched, 1, **self._limits)
+        return marched, values, prune(alphas, marched, **self._limits)
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -130,7 +135,10 @@ class VolumeRenderer(nn.Module):
                 numbers,
             )
             samples, onward = Samples(starts, stops, indices, offsets), (numbers[among], ends)
-        return samples, values
+        if self.resampling is None:
+            return samples, values
+        alphas = self._alphas(rays, samples, values)
+        return self.resampling(field, rays, samples, values, alphas, self.generator if self.training else None)
 
     def _first_wave(self) -> int:
         if self.config.wave is None:
@@ -160,9 +168,8 @@ class VolumeRenderer(nn.Module):
         middles = middle_rays(len(rays), self.patch, rays.origins.device)
         some = rays[middles]
         marched, values = self._march(field, some)
-        packed = (marched.t_starts, marched.t_ends, marched.ray_offsets)
-        kept = prune_packed(self._alphas(some, marched, values), *packed, **self._limits)[0]
-        samples = spread(marched, with_neighbors(kept, marched), self.patch)
+        alphas = self._alphas(some, marched, values)
+        samples = seen_with_neighbors(alphas, marched, self.patch, **self._limits)
         counts = torch.zeros(len(rays), dtype=torch.int32, device=middles.device)
         counts[middles] = marched.ray_offsets.diff()
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0).int()])

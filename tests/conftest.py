@@ -1,4 +1,4 @@
-"""What all tests share: ``--device`` and ``--dtype``, and where the research scenes are.
+"""What all tests share: ``--device`` and ``--dtype``, where the research scenes are, and a finished run.
 
 Tests marked ``data`` are skipped, here and nowhere else, where the scenes are absent; those marked ``cuda`` without
 ``--device cuda``.
@@ -59,3 +59,14 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def data_root() -> Path:
     """The folder of research scenes; only for tests marked ``data``."""
     return _data_folder()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished fit to the built-in scene, made once through the command line."""
+    from polyfield.apps.__main__ import main
+
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    options = ["--steps", "400", "--downscale", "2", "--preview-every", "1", "--checkpoint-every", "2"]
+    assert main(["fit", "ngp", "demo", "--run", str(folder), *options]) == 0
+    return folder

@@ -120,12 +120,12 @@ def test_smoothing_leaves_boundaries_where_they_are(ball):
 def test_all_of_it_in_order(ball):
     crumb = Mesh(torch.eye(3), torch.tensor([[0, 1, 2]]), torch.eye(3), torch.ones(3, 3))
     torn = joined([pierced(ball, (0.7, 0.0, 0.0)), crumb])
-    whole = Cleanup(fill_holes=100, smooth=5, target_faces=1000)(torn)
+    whole = Cleanup(fill_holes=100, smooth=5, target_faces=1000).clean(torn)
     assert euler(whole) == 2 and not faults(whole) and len(whole.faces) <= 1000
     assert whole.colors is not None and abs(signed_volume(whole) / VOLUME - 1) < 0.04
-    assert len(Cleanup(components=0)(torn).faces) == len(torn.faces)
-    assert len(Cleanup()(torn, several=True).faces) == len(torn.faces) - 1, "crumbs go"
-    assert len(Cleanup()(torn, connected=False).faces) == len(torn.faces)
+    assert len(Cleanup(components=0).clean(torn).faces) == len(torn.faces)
+    assert len(Cleanup().clean(torn, several=True).faces) == len(torn.faces) - 1, "crumbs go"
+    assert len(Cleanup().clean(torn, connected=False).faces) == len(torn.faces)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
-from polyfield.apps.commands.extract import Method, extract_mesh
+from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.errors import UserError
 from polyfield.apps.exposures import ExposureKind
 from polyfield.apps.first_gaussians import FirstGaussians, Source
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
+from polyfield.apps.mesh_options import Method
 from polyfield.apps.recipes import splat, splat_classic, splat_mip
 from polyfield.apps.run import open_run
 from polyfield.apps.viewer import FitView, view_run

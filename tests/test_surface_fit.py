@@ -8,10 +8,11 @@ import pytest
 import torch
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
-from polyfield.apps.commands.extract import Method, extract_mesh
+from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.first_distance import FirstDistance
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.fit_reports import Checkpoints
+from polyfield.apps.mesh_options import Method
 from polyfield.apps.recipes import neus, ngp, volsdf
 from polyfield.apps.run import open_run
 from polyfield.datasets.scene import open_scene

@@ -206,6 +206,8 @@ def test_errors(run, opened, tmp_path, capsys, monkeypatch):
     assert "extract: --output: expected a file ending with .glb or .obj for a texture" in capsys.readouterr().err
     assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--normal-map"]) == 2
     assert "extract: --normal-map: expected --texture as well, got none" in capsys.readouterr().err
+    assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--texture-from", "field"]) == 2
+    assert "extract: --texture-from: expected --texture as well, got none" in capsys.readouterr().err
     assert main(["extract", str(run), "--output", str(tmp_path / "mesh.glb"), "--texture", "4"]) == 2
     assert "extract: --texture: expected at least 16 texels a side, got 4" in capsys.readouterr().err
     monkeypatch.setattr(texturing, "free_memory", lambda device: 2 << 30)

@@ -11,8 +11,9 @@ import torch
 import trimesh
 from polyfield.apps.__main__ import main
 from polyfield.apps.api import fit_scene
-from polyfield.apps.commands.extract import Method, _method
+from polyfield.apps.commands.extract import _method
 from polyfield.apps.errors import UserError
+from polyfield.apps.mesh_options import Method
 from polyfield.apps.recipes import shape
 from polyfield.apps.shape_batches import SamplesConfig
 from polyfield.datasets.scene import LoadOptions, SceneError

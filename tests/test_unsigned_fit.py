@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from polyfield.apps.__main__ import main
+from polyfield.apps.coarse_to_fine import CoarseToFineConfig
 from polyfield.apps.first_sheet import FirstSheet
 from polyfield.apps.fit import Budget, fit
 from polyfield.apps.known_distances import KnownDistances
@@ -14,14 +15,19 @@ from polyfield.apps.run import open_run
 from polyfield.apps.shape_batches import SamplesConfig
 from polyfield.datasets import demo
 from polyfield.fields.encodings import HashGridConfig
+from polyfield.fields.gradient_kinds import Gradients
 from polyfield.fields.networks import MlpConfig
 from polyfield.fields.protocols import FieldOutput
 from polyfield.fields.unsigned_distance import UnsignedDistanceConfig
 from polyfield.geometry import Points, Rays, Samples
+from polyfield.geometry.occupancy import OccupancyGrid
+from polyfield.renderers.background import FixedBackground
 from polyfield.renderers.opacity import Unsigned
 from polyfield.renderers.protocols import Step
+from polyfield.renderers.volume import MarchConfig, VolumeRenderer
 
 from .test_opacity_laws import N, towards_a_plane, weights_of
+from .test_surface_fit import RECIPES
 
 SMALL = replace(
     udf.Config(),
@@ -79,6 +85,25 @@ def test_sharpness_is_learned_and_gradients_are_finite():
     assert float(values.grad.abs().max()) > 0
 
 
+def test_a_sharp_sheet_has_no_holes():
+    """Where intervals lie evenly about the sheet the two that are seen show no slope: those beside them do."""
+
+    across = torch.nn.functional.normalize(torch.tensor([0.1, 0.0, 1.0]), dim=0)
+
+    def sheet(points, directions=None, *, gradients=False):
+        return FieldOutput((points @ across).abs(), None, torch.ones_like(points))
+
+    field, black = SimpleNamespace(query=sheet, signed=False), FixedBackground((0.0, 0.0, 0.0))
+    renderer = VolumeRenderer(OccupancyGrid(16), Unsigned(3000.0), black, MarchConfig(steps_per_diagonal=256)).eval()
+    n = 400
+    origins = torch.stack([torch.linspace(-0.9, 0.9, n), torch.zeros(n), torch.full((n,), 2.0)], 1)
+    rays = Rays(origins, torch.tensor([[0.0, 0.0, -1.0]]).repeat(n, 1), torch.zeros(n), torch.full((n,), torch.inf))
+    with torch.no_grad():
+        render = renderer.render(field, rays)
+    assert float(render.pixels.alphas.min()) > 0.99
+    assert len(render.samples) < 6 * n
+
+
 def test_densities_for_the_occupancy():
     law, f = Unsigned(100.0), torch.linspace(0, 0.5, 101)
     found = law.densities(f).detach()
@@ -107,6 +132,34 @@ def test_a_fit_begins_at_the_sheet(bowl):
     assert 0 < job.elapsed < 120
     rows = job.parts["known"].state_dict()["rows"]
     assert rows.shape == (1 << 15, 4) and float((job.field.distance(rows[:, :3]) - rows[:, 3]).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["udf", "neus"])
+def test_all_of_a_fit_begins_at_what_was_taught(bowl, monkeypatch, name):
+    """Taught with the finest differences; mean and coarse differences come after that; resuming teaches no more."""
+    config = SMALL if name == "udf" else RECIPES[name]
+    field = replace(config.field, gradients=Gradients.FINITE)
+    config = replace(config, field=field, average_every=1, coarse_to_fine=CoarseToFineConfig(levels=2))
+    finest, seen = 1 / field.grid.finest_resolution, []
+
+    def teach(first, model, scene, seed, budget, robust):
+        seen.append(float(model.difference))
+        with torch.no_grad():
+            model.network.weights[-1].fill_(0.01)
+        return Points(torch.rand(99, 3), torch.rand(99)) if name == "udf" else None
+
+    monkeypatch.setattr(type(config.first), "teach", teach)
+    job = config.build(bowl, 0, budget=Budget(steps=100))
+    assert seen == [pytest.approx(finest)] and float(job.field.difference) > 1.9 * finest and job.elapsed > 0
+    for key, parameter in job.field.named_parameters():
+        assert torch.equal(job.average.means[key], parameter), key
+    assert float(job.field.network.weights[-1].detach().min()) == pytest.approx(0.01)
+    again = config.build(bowl, 1)
+    again.restore(job.tensors(), {"step": 0, **job.metadata()})
+    assert len(seen) == 1
+    if name == "udf":
+        rows = job.parts["known"].rows
+        assert len(rows) == 99 and torch.equal(again.parts["known"].rows, rows)
 
 
 def test_what_is_known_counts_while_colors_are_learned():

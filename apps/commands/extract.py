@@ -10,32 +10,18 @@ from __future__ import annotations
 
 import sys
 import warnings
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ..errors import UserError
+from ..mesh_options import MeshOptions, Method
 from ..parse import parse
 from ..texture_source import TextureSource
 
 MESH_ENDINGS = (".glb", ".obj", ".ply")
-
-
-class Method(Enum):
-    """Where a surface is taken to be."""
-
-    TSDF = "tsdf"
-    """Where the rendered depths of the training views say, on average."""
-    OPACITY = "opacity"
-    """Where the density, or the signed distance, has a level."""
-    DUAL = "dual"
-    """Where a distance is zero, by its tangent planes: sharp edges stay (dual contouring; unsigned: DualMesh-UDF)."""
-    PSEUDO_SIGNS = "pseudo-signs"
-    """The same by marching cubes, gradients giving the signs (MeshUDF): coarser at boundaries and edges."""
-    POISSON = "poisson"
-    """Through oriented points, where rays of the training views meet the surface: smooth, and closed if asked for."""
+DEFAULTS = MeshOptions()
 
 
 def main(arguments: list[str]) -> None:
@@ -45,18 +31,9 @@ def main(arguments: list[str]) -> None:
 def run(
     run: Annotated[Path, tyro.conf.Positional],
     output: Path | None = None,
-    method: Method | None = None,
-    resolution: int = 256,
-    level: float | None = None,
-    crop: tuple[float, float, float, float, float, float] | None = None,
-    cascades: int = 1,
-    trim: float = 1.5,
-    components: int | None = None,
-    fill_holes: int = 0,
-    smooth: int = 0,
-    target_faces: int | None = None,
+    options: Annotated[MeshOptions, tyro.conf.arg(name="")] = DEFAULTS,
     texture: int | None = None,
-    texture_from: TextureSource = TextureSource.FIELD,
+    texture_from: TextureSource | None = None,
     normal_map: bool = False,
     device: str = "auto",
 ) -> None:
@@ -65,26 +42,12 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made; or a .ply file of points with normals, which poisson meshes.
         output: the mesh file; by default RUN/mesh.glb.
-        method: tsdf fuses rendered depths, opacity is the density's (or signed distance's) level set by marching cubes,
-            dual that of a distance by dual contouring, which keeps sharp edges, pseudo-signs the zero set of an
-            unsigned distance, poisson a smooth surface through the points that training views see (needs
-            polyfield[poisson]); by default tsdf for Gaussians, dual for unsigned distances, and else opacity.
-        resolution: cells along the longest edge of the box that is searched.
-        level: density per scene unit (or distance) at the surface; by default half opaque within two cells (or 0).
-        crop: low x y z and high x y z of a box, in the scene's own units; by default the innermost cube of the scene.
-        cascades: boxes, each twice the size of the one before and half as fine, for what lies around (tsdf).
-        components: keep this many of the largest connected parts (of what the crop leaves); 0 keeps all, as do
-            several cascades, whose meshes are not connected; by default 1, of a run of a shape all
-            but those of less than a thousandth of the triangles.
-        trim: of poisson: the surface ends where points are 4^trim times sparser than in the median; 0 keeps all of
-            it, closed.
-        fill_holes: then close holes of at most this many edges.
-        smooth: then smooth so many times (Taubin), which keeps the volume.
-        target_faces: then decimate to about this many triangles.
+        options: of the mesh.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
         normal_map: with --texture, the directions of the field's gradients as a normal map: for decimated meshes.
-        texture_from: what the texture shows: the field, or the photographs, blended by how well they see each point.
+        texture_from: what the texture shows: the field (by default), or the photographs, blended by how well they see
+            each point.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ...geometry.mesh_io import save_mesh
@@ -93,7 +56,7 @@ def run(
 
     points = run.is_file()
     if points:
-        _check_for_points(output, method, level, cascades, texture)
+        _check_for_points(output, options, texture)
     output = output or run / "mesh.glb"
     if output.suffix.lower() not in MESH_ENDINGS:
         raise UserError(
@@ -101,24 +64,20 @@ def run(
         )
     if texture is not None:
         _check_textured(output, texture)
-    elif normal_map:
-        raise UserError("extract: --normal-map: expected --texture as well, got none; say how large, as --texture 2048")
-    options: dict[str, Any] = dict(resolution=resolution, crop=crop, trim=trim)
-    options |= dict(components=components, fill_holes=fill_holes, smooth=smooth, target_faces=target_faces)
+    elif normal_map or texture_from is not None:
+        name = "--normal-map" if normal_map else "--texture-from"
+        raise UserError(f"extract: {name}: expected --texture as well, got none; say how large, as --texture 2048")
     opened = None if points else open_run(run, device)
     where = CPU if opened is None else opened.device
     with warnings.catch_warnings(), enough_memory("extract", where, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
-        if opened is None:
-            mesh = mesh_points(run, **options)
-        else:
-            mesh = extract_mesh(opened, method=method, level=level, cascades=cascades, **options)
+        mesh = _mesh_points(run, options) if opened is None else _mesh_run(opened, options)
     try:
         files = [output]
         if texture is None:
             save_mesh(mesh, output)
         else:
-            files = _save_textured(opened, mesh, output, texture, texture_from, normal_map)
+            files = _save_textured(opened, mesh, output, texture, texture_from or TextureSource.FIELD, normal_map)
     except OSError as error:
         raise UserError(f"extract: --output: {output} could not be written ({error}); choose another file") from error
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
@@ -127,13 +86,12 @@ def run(
     print(f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles, {size} in the scene's units: {names}")
 
 
-def _check_for_points(
-    output: Path | None, method: Method | None, level: float | None, cascades: int, texture: int | None
-) -> None:
+def _check_for_points(output: Path | None, options: MeshOptions, texture: int | None) -> None:
     if output is None:
         raise UserError("extract: --output: expected a file for the mesh of points, got none; name one")
-    asked = {"level": level, "texture": texture, "cascades": None if cascades == 1 else cascades}
-    asked["method"] = None if method in (None, Method.POISSON) else method.value
+    asked = {"level": options.level, "texture": texture}
+    asked["cascades"] = None if options.cascades == 1 else options.cascades
+    asked["method"] = None if options.method in (None, Method.POISSON) else options.method.value
     for name, value in asked.items():
         if value is not None:
             raise UserError(
@@ -165,44 +123,38 @@ def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: Texture
         return save_textured(textured, output)
 
 
-def extract_mesh(
-    run: Any,
-    *,
-    method: Method | None = None,
-    resolution: int = 256,
-    level: float | None = None,
-    crop: tuple[float, float, float, float, float, float] | None = None,
-    cascades: int = 1,
-    trim: float = 1.5,
-    components: int | None = None,
-    fill_holes: int = 0,
-    smooth: int = 0,
-    target_faces: int | None = None,
-) -> Any:
+def extract_mesh(run: Any, **options: Any) -> Any:
     """The same for an open run; returns the Mesh in the scene's own units, on the CPU.
 
-    Raises UserError for options that make no sense, and where there is no surface.
+    Args:
+        run: as ``open_run`` and ``fit_scene`` return it.
+        options: as on the command line: method, resolution, level, crop, cascades, trim, components, fill_holes,
+            smooth, target_faces.
+
+    Raises:
+        UserError: options that make no sense, or that the method does not have; no surface.
     """
+    return _mesh_run(run, MeshOptions(**options))
+
+
+def _mesh_run(run: Any, options: MeshOptions) -> Any:
     from ...geometry.mesh_ops import transform
     from .. import meshing
     from ..devices import CPU
-    from ..errors import check_least
-    from ..mesh_cleanup import Cleanup
 
-    check_least("extract", resolution=(resolution, 8), cascades=(cascades, 1), trim=(trim, 0))
-    cleanup = Cleanup(components, fill_holes, smooth, target_faces)
-    cleanup.check()
-    method = _method(run, method, level)
+    options.check()
+    method, crop, resolution = _method(run, options.method, options.level), options.crop, options.resolution
+    options.check_method(method)
     to_world = run.asked.facts.matrix
     bounds = _bounds(crop, to_world, float(run.field.bounds.high.max())).to(run.device)
     try:
         if method is Method.POISSON:
-            mesh = meshing.through_views(run, bounds, resolution, trim)
+            mesh = meshing.through_views(run, bounds, resolution, options.trimmed)
         elif method is Method.TSDF:
-            mesh = meshing.fused_views(run, bounds, resolution, cascades)
+            mesh = meshing.fused_views(run, bounds, resolution, options.cascades)
         elif method is Method.OPACITY or run.field.signed:
             sharp = method is Method.DUAL
-            mesh = meshing.level_set(run, bounds, resolution, level, cut=crop is not None, sharp=sharp)
+            mesh = meshing.level_set(run, bounds, resolution, options.level, cut=crop is not None, sharp=sharp)
         else:
             mesh = meshing.zero_set(run, bounds, resolution, signs=method is Method.PSEUDO_SIGNS)
     except ValueError as error:
@@ -211,23 +163,13 @@ def extract_mesh(
     if crop is not None:
         mesh = _cropped(mesh, crop, to_world)
     # Boxes are not stitched: the largest part would be that of one of them.
-    mesh = cleanup(mesh, several=run.of_shape, connected=cascades == 1)
+    mesh = options.clean(mesh, several=run.of_shape, connected=options.cascades == 1)
     if mesh.colors is None:
         mesh = meshing.colored(run, mesh)
     return transform(mesh, to_world)
 
 
-def mesh_points(
-    path: Path,
-    *,
-    resolution: int = 256,
-    crop: tuple[float, float, float, float, float, float] | None = None,
-    trim: float = 1.5,
-    components: int | None = None,
-    fill_holes: int = 0,
-    smooth: int = 0,
-    target_faces: int | None = None,
-) -> Any:
+def _mesh_points(path: Path, options: MeshOptions) -> Any:
     """The Mesh through the oriented points of a .ply file, in its units.
 
     Raises UserError for options that make no sense; SceneError for a file without such points.
@@ -235,20 +177,16 @@ def mesh_points(
     import torch
 
     from .. import meshing
-    from ..errors import check_least
-    from ..mesh_cleanup import Cleanup
 
-    check_least("extract", resolution=(resolution, 8), trim=(trim, 0))
-    cleanup = Cleanup(components, fill_holes, smooth, target_faces)
-    cleanup.check()
-    box = None if crop is None else _checked_crop(crop)
+    options.check()
+    box = None if options.crop is None else _checked_crop(options.crop)
     try:
-        mesh = meshing.through_file(path, resolution, box, trim)
+        mesh = meshing.through_file(path, options.resolution, box, options.trimmed)
     except ValueError as error:
         raise UserError(f"extract: {error}") from error
-    if crop is not None:
-        mesh = _cropped(mesh, crop, torch.eye(4))
-    return cleanup(mesh, several=True)
+    if options.crop is not None:
+        mesh = _cropped(mesh, options.crop, torch.eye(4))
+    return options.clean(mesh, several=True)
 
 
 def _method(run: Any, method: Method | None, level: float | None) -> Method:

@@ -156,8 +156,8 @@ class Config:
         """What turns the field's values into alphas."""
         return density
 
-    def build_losses(self, facts: SceneFacts) -> dict[str, Loss]:
-        """What the fit makes small, by name."""
+    def build_losses(self, facts: SceneFacts, device: torch.device = CPU) -> dict[str, Loss]:
+        """What the fit makes small, by name. One with a state is kept by checkpoints."""
         names = ("photometric", "s3im", "distortion", "opacity", "depth")
         return {name: getattr(self, name) for name in names if getattr(self, name).weight != 0}
 
@@ -175,7 +175,8 @@ class Config:
         robust = robust_masks(self.robust, scene, device)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
-        elapsed = 0.0 if budget is None else self.begin(model, scene, seed, budget)
+        losses = self.build_losses(SceneFacts.of(scene), device)
+        elapsed = 0.0 if budget is None else self.begin(model, losses, scene, seed, budget)
         renderer.patch = self.patch
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
@@ -199,7 +200,6 @@ class Config:
         if self.refine_intrinsics:
             intrinsics = intrinsics_of(scene, self.intrinsics).to(device)
             groups.append(self.intrinsics.group(intrinsics))
-        losses = self.build_losses(SceneFacts.of(scene))
         scene = with_point_depths(losses, scene)
         known = needed(losses, scene)
         if isinstance(exposure, BilateralGrids):
@@ -217,7 +217,8 @@ class Config:
         )
         samples = self.samples_per_step or 1 << (15 if device.type == "cpu" else 18)
         optimizer = Adam(groups, lr=rate, betas=(o.beta1, o.beta2), eps=o.eps)
-        parts: dict[str, Stateful] = {"pace": MarchPace(batches, renderer, samples, self.samples_growth)}
+        parts: dict[str, Stateful] = {name: loss for name, loss in losses.items() if isinstance(loss, Stateful)}
+        parts["pace"] = MarchPace(batches, renderer, samples, self.samples_growth)
         if self.refine_poses or self.refine_intrinsics or hasattr(model, "difference"):
             parts["coarse_to_fine"] = CoarseToFine(model, optimizer, self.coarse_to_fine)
         return Job(
@@ -238,8 +239,8 @@ class Config:
             elapsed=elapsed,
         )
 
-    def begin(self, model: nn.Module, scene: Scene, seed: int, budget: Budget) -> float:
-        """What is done to the field before the first step; returns how long it took, seconds."""
+    def begin(self, model: nn.Module, losses: dict[str, Loss], scene: Scene, seed: int, budget: Budget) -> float:
+        """What is done to the field and to losses with a state before all else; returns how long it took, seconds."""
         return 0.0
 
     def after_step(self) -> list:

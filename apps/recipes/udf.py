@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ...datasets.scene import Scene
 from ...fields.encodings import HashGridConfig
-from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
 from ...fields.unsigned_distance import UnsignedDistanceConfig
 from ...renderers.losses.eikonal import Eikonal
 from ...renderers.opacity import Unsigned
+from ...renderers.protocols import Loss
 from ..devices import CPU
 from ..first_sheet import FirstSheet
-from ..fit import Budget, Job
 from ..known_distances import KnownDistances
+from ..run import SceneFacts
 from ..surfaces import SurfaceConfig
 
 
@@ -47,14 +46,7 @@ class Config(SurfaceConfig):
         law.needs_gradients = self.eikonal.weight != 0 or self.curvature.weight != 0
         return law
 
-    def build(self, scene: Scene, seed: int = 0, device: torch.device = CPU, budget: Budget | None = None) -> Job:
-        """Everything that ``fit`` needs, on ``device``."""
-        job = super().build(scene, seed, device)
-        assert isinstance(job.field, GridDistance)
-        known = KnownDistances(self.known, device)
-        if budget is not None and self.first.grid_share > 0:
-            job.elapsed = self.first.teach(job.field, known, scene, seed, budget, self.robust)
-            self.look(job, all_cells=True)
-        if self.known != 0:
-            job.losses, job.parts = {**job.losses, "known": known}, {**job.parts, "known": known}
-        return job
+    def build_losses(self, facts: SceneFacts, device: torch.device = CPU) -> dict[str, Loss]:
+        """``SurfaceConfig``'s, and that what is known of the surfaces stays so."""
+        known: dict[str, Loss] = {"known": KnownDistances(self.known, device)} if self.known != 0 else {}
+        return super().build_losses(facts, device) | known

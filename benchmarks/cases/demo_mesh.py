@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-from ..fitting import polyfield
+from ..fitting import demo_surface
 from ..measure import Row
 
 FITS = {"ngp": (60, "", ""), "neus": (300, "0.3 %", "0.97")}  # seconds; aims of distance and of normals
@@ -15,12 +12,7 @@ FITS = {"ngp": (60, "", ""), "neus": (300, "0.3 %", "0.97")}  # seconds; aims of
 
 def run(device: str) -> Iterator[Row]:
     for recipe, (seconds, near, aligned) in FITS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            run = str(Path(folder) / "run")
-            polyfield("fit", recipe, "demo", "--run", run, "--device", "cpu", "--seconds", str(seconds))
-            polyfield("extract", run, "--output", str(Path(run) / "mesh.ply"), "--resolution", "384")
-            polyfield("evaluate", run, "--mesh", "truth")
-            metrics = json.loads((Path(run) / "metrics.json").read_text())
+        metrics = demo_surface(recipe, {"seconds": seconds}, resolution=384)
         name, mesh = f"fit {recipe} demo, {seconds} s", metrics["mesh"]
         yield Row(f"{name}: PSNR", None, metrics["psnr"], "dB", f"{len(metrics['views'])} held-out views")
         distance, reference = mesh["chamfer_percent"], "true surface, both ways"

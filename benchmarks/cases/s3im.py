@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-from ..fitting import polyfield
+from ..fitting import demo_surface
 from ..measure import Row
 
 WEIGHTS, SEEDS = (0.0, 0.01, 0.1), (0, 1)
@@ -17,14 +14,8 @@ STEPS, SAMPLES, DOWNSCALE = 1500, 2048, 2
 
 def scores(weight: float, seed: int) -> tuple[float, float, float]:
     """PSNR of the held-out views, Chamfer distance (% of the diagonal) and normal consistency of one fit's mesh."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = str(Path(folder) / "run")
-        options = {"steps": STEPS, "samples-per-step": SAMPLES, "downscale": DOWNSCALE, "s3im.weight": weight}
-        options |= {"seed": seed, "first.grid-steps": 200, "preview-every": 0, "device": "cpu"}
-        polyfield("fit", "neus", "demo", "--run", run, *(f"--{name}={value}" for name, value in options.items()))
-        polyfield("extract", run, "--output", str(Path(run) / "mesh.ply"), "--resolution", "192")
-        polyfield("evaluate", run, "--mesh", "truth")
-        metrics = json.loads((Path(run) / "metrics.json").read_text())
+    options = {"steps": STEPS, "samples-per-step": SAMPLES, "downscale": DOWNSCALE, "s3im.weight": weight}
+    metrics = demo_surface("neus", options | {"seed": seed, "first.grid-steps": 200})
     mesh = metrics["mesh"]
     return metrics["psnr"], mesh["chamfer_percent"], mesh["normal_consistency"]
 
