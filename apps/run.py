@@ -50,7 +50,7 @@ class SceneFacts:
     up: tuple[float, float, float] = (0.0, 0.0, 1.0)  # scene frame, unit
     home: tuple[tuple[float, ...], ...] | None = None  # 4 x 4 camera_to_world: a view to begin with, scene frame
     masked: bool = True  # whether photographs have masks; of runs that do not say so, as they were fitted
-    plain: tuple[float, float, float] | None = None  # the colour behind opaque photographs, if it is one
+    plain: tuple[float, float, float] | None = None  # the colour that opaque photographs were cut out of
 
     @staticmethod
     def of(scene: Scene) -> SceneFacts:

@@ -18,6 +18,7 @@ from ..geometry.cameras import Camera, downscaled_size
 from ..geometry.transforms import similarity_inverse, similarity_scale, transform_points, transform_poses
 from ..geometry.types import Aabb
 from . import depths, image_cache, images
+from .cut_out import cut_out, plain_background
 from .normalize import Placement, is_nerf_synthetic, place_capture, place_object
 from .normals import Axes, read_normals
 from .scene import Frame, LoadOptions, MaskUse, Scene, SceneError, Split
@@ -81,6 +82,8 @@ def build(capture: Capture, options: LoadOptions, root: Path) -> Scene:
     background = None if any(f.alphas is not None for f in frames) else plain_background(frames)
     with images.one_torch_thread():
         placement = capture.placement or _place(capture, frames, background)
+    if background is not None:
+        frames = images.in_threads(lambda frame: cut_out(frame, background), frames)
     to_capture = placement.scene_to_world
     to_scene = similarity_inverse(to_capture)
     moved = tuple(_move(f, to_scene, 1 / placement.half) for f in frames)
@@ -97,18 +100,6 @@ def build(capture: Capture, options: LoadOptions, root: Path) -> Scene:
         source=root,
         notes=() if kept is None else (f"the pixels in use are kept in {kept}, for the next start",),
     )
-
-
-def plain_background(frames: list[Frame]) -> Tensor | None:
-    """(3,) the colour of the images' rims if they all have one (98 % of the rim within 3 of 255), else None."""
-    rims = [
-        torch.cat([f.colors[0], f.colors[-1], f.colors[:, 0], f.colors[:, -1]]).short()
-        for f in frames[:: max(1, len(frames) // 32)]
-    ]
-    color = torch.cat(rims).median(0).values
-    if all(((rim - color).abs() <= 3).all(-1).double().mean() >= 0.98 for rim in rims):
-        return color.float() / 255
-    return None
 
 
 def rigid_pose(what: str, rows: Any) -> Tensor:

@@ -118,7 +118,7 @@ class Scene:
     bounds: Aabb  # scene frame: what may hold content
     cascades: int = 1  # nested cubes of half 1, 2, 4, ...; 1 = nothing outside [-1, 1]^3
     near: float = 0.0  # scene units; nothing is nearer to a camera
-    background: Tensor | None = None  # (3,) in [0, 1]: the plain colour behind opaque images, if there is one
+    background: Tensor | None = None  # (3,) in [0, 1]: the plain colour that opaque images were cut out of
     points: Tensor | None = None  # (N, 3) scene frame, e.g. from structure from motion
     point_colors: Tensor | None = None  # (N, 3) in [0, 1]
     point_normals: Tensor | None = None  # (N, 3) unit, scene frame, of points that lie on a surface

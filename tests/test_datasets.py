@@ -354,9 +354,11 @@ def test_objects_are_found_by_their_silhouettes(tmp_path, plain):
             rgba = np.asarray(Image.open(tmp_path / frame["file_path"]))
             save(tmp_path / frame["file_path"], rgba[..., :3] * (rgba[..., 3:] > 0))
     scene = open_scene(tmp_path)
-    assert scene.has_alpha == (not plain)
+    assert scene.has_alpha
     if plain:
         torch.testing.assert_close(scene.background, torch.zeros(3))
+        cut = scene.frames[0].alphas
+        assert cut[0, 0] == 0 and cut[32, 32] == 255 and 0 < float((cut > 0).float().mean()) < 0.5
     else:
         assert scene.background is None
     assert scene.cascades == 1

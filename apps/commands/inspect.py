@@ -67,8 +67,8 @@ def report(capture: Any, scene: Scene) -> Iterator[tuple[str, str]]:
     yield "splits", _splits(capture, scene)
     yield "lens", _lenses(cameras)
     yield "masks", _masks(scene)
-    yield "alpha", "yes" if scene.has_alpha else "none" if scene.background is None else (
-        f"none; plain background of colour {_numbers(scene.background * 255, '.0f')}")  # fmt: skip
+    yield "alpha", ("yes" if scene.has_alpha else "none") if scene.background is None else (
+        f"cut out of the plain background of colour {_numbers(scene.background * 255, '.0f')}")  # fmt: skip
     yield "depths", _depths(scene)
     yield "points", "none" if scene.points is None else f"{len(scene.points)}"
     unit = float(similarity_scale(scene.scene_to_world))

@@ -48,9 +48,9 @@ class Background(Enum):
     """What stands behind the scene."""
 
     AUTO = "auto"
-    """The colour that opaque photographs have behind the scene, if it is one. Else random while fitting; when shown,
-    white where the photographs have alpha, else black. Of distances: a field, where photographs have neither alpha nor
-    masks and show what lies around the scene."""
+    """Random while fitting; when shown, the colour that opaque photographs have behind the scene, if it is one, white
+    where they have alpha, else black. Of distances: a field, where photographs have neither alpha nor masks and show
+    what lies around the scene."""
     BLACK = "black"
     WHITE = "white"
     RANDOM = "random"
@@ -300,7 +300,7 @@ class Config:
         if kind is Background.FIELD:
             return self.outside.build()
         if kind is Background.AUTO:
-            return RandomBackground(facts.backdrop) if facts.plain is None else FixedBackground(facts.plain)
+            return RandomBackground(facts.backdrop)
         if kind is Background.LEARNED:
             return LearnedBackground()
         if kind is Background.RANDOM:
