@@ -51,7 +51,6 @@ class SurfaceConfig(ngp.Config):
         )
     )
     march: MarchConfig = MarchConfig(min_transmittance=1e-3)
-    samples_growth: float = 1.0
     optimizer: ngp.OptimizerConfig = ngp.OptimizerConfig(learning_rate=1e-2, final_fraction=0.05)
     eikonal: Eikonal = Eikonal(weight=0.1)
     curvature: Curvature = Curvature()
