@@ -3,7 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from polyfield.apps.errors import UserError
 from polyfield.apps.march_pace import MIN_RAYS, MarchPace
+from polyfield.apps.recipes import ngp
+from polyfield.datasets.demo import render_demo
 
 
 def paced(met_per_ray, spents, wanted=8192, growth=4.0):
@@ -41,3 +44,9 @@ def test_the_state_goes_on_where_it_was():
     pace = MarchPace(batches, renderer, 8192)
     pace.load_state_dict({"rays": 4096, "coarseness": 2.5})
     assert (batches.rays, renderer.coarseness) == (4096, 2.5) and int(pace.state_dict()["rays"]) == 4096
+
+
+@pytest.mark.parametrize("growth", [0.0, -2.0, 0.5, float("nan")])
+def test_a_growth_that_shrinks_is_refused(growth):
+    with pytest.raises(UserError, match="fit: --samples-growth: expected at least 1, got"):
+        ngp.Config(samples_growth=growth).build(render_demo(2, 16))

@@ -35,7 +35,7 @@ from ...renderers.volume import MarchConfig, VolumeRenderer
 from ..batches import PixelBatches
 from ..coarse_to_fine import CoarseToFine, CoarseToFineConfig
 from ..devices import CPU
-from ..errors import UserError
+from ..errors import UserError, check_least
 from ..exposures import ExposureKind, center_exposures
 from ..fit import Budget, Job, Report, Stateful
 from ..intrinsics import intrinsics_of
@@ -131,9 +131,8 @@ class Config:
     samples_per_step: int | None = None
     """Intervals with a gradient per step; the number of rays follows. None = 2^15 on a CPU, 2^18 on a GPU."""
     samples_growth: float = 1.0
-    """Times as many at the end of the budget: like a falling rate, it quiets the last steps (Smith et al., "Don't Decay
-    the Learning Rate, Increase the Batch Size", 2018). 4 gains a little in fits of several minutes, and loses in short
-    ones, which end with too few steps."""
+    """At least 1: times as many at the end of the budget. Like a falling rate, it quiets the last steps (Smith et al.,
+    "Don't Decay the Learning Rate, Increase the Batch Size", 2018); short fits end with too few of them."""
 
     def build_model(self, facts: SceneFacts, device: torch.device = CPU) -> tuple[RadianceGrid, VolumeRenderer]:
         """An unfitted field and its renderer, for a scene of this size."""
@@ -173,6 +172,7 @@ class Config:
                 "fit: --normal.weight: expected 0, as a hash grid's normals jump from cell to cell; use one of the "
                 "recipes splat, splat_classic, splat_mip, neus and volsdf, or drop the option"
             )
+        check_least("fit", samples_growth=(self.samples_growth, 1))
         robust = robust_masks(self.robust, scene, device)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
