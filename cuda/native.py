@@ -31,7 +31,7 @@ _SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", t
 @functools.cache
 def features() -> tuple[str, ...]:
     """What the processor can do: any of ``avx2``, ``avx512``, ``bf16`` (AVX-512 bfloat16 dot products)."""
-    return tuple(importlib.import_module(f"{__package__}._cpu_portable").features())
+    return tuple(importlib.import_module(f"{__package__}._processor").features())
 
 
 def available_isas() -> tuple[str, ...]:

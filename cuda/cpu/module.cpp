@@ -1,8 +1,7 @@
 // The Python module of one instruction set: every POLYFIELD_OP of the kernel files, by name.
 //
 // call(name, *arguments) takes addresses and numbers as they are; cuda/native.py does the checking. The GIL is
-// released while a kernel runs. features() asks the processor, and lives in every module because the portable one
-// must answer it before another is loaded.
+// released while a kernel runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -50,19 +49,6 @@ struct Call {
   }
 };
 
-std::vector<std::string> features() {
-  std::vector<std::string> found;
-#if defined(__x86_64__) || defined(_M_X64)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) found.push_back("avx2");
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-    found.push_back("avx512");
-  if (__builtin_cpu_supports("avx512bf16")) found.push_back("bf16");
-#endif
-  return found;
-}
-
 }  // namespace
 
 NB_MODULE(POLYFIELD_MODULE, m) {
@@ -75,7 +61,6 @@ NB_MODULE(POLYFIELD_MODULE, m) {
     for (Op* op = Op::head; op; op = op->next) names.push_back(op->name);
     return names;
   });
-  m.def("features", &features);
   m.def("threads", &polyfield::thread_count);
   m.attr("lanes") = POLYFIELD_LANES;
 }
