@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..datasets.point_files import holds_points, read_points
+from ..datasets.scene import SceneError
 from ..geometry.mesh_io import ENDINGS, load_mesh
 from ..geometry.mesh_ops import transform
 from ..geometry.metrics import SAMPLES, compare
@@ -16,11 +20,11 @@ TRUTH = "truth"
 
 
 def mesh_scores(run: Run, truth: str) -> dict[str, Any]:
-    """What ``metrics.json`` says under ``mesh``; ``truth`` is a mesh file, or "truth": the scene's own."""
-    true_mesh = _truth(run, truth)  # first: extraction takes a while
+    """What ``metrics.json`` says under ``mesh``; ``truth`` is a file, of a mesh or points, or "truth": the scene's."""
+    true_surface = _truth(run, truth)  # first: extraction takes a while
     mesh, source = run_mesh(run)
     try:
-        scores = compare(mesh, true_mesh, samples=SAMPLES)
+        scores = compare(mesh, true_surface, samples=SAMPLES)
     except ValueError as error:
         raise UserError(f"evaluate: --mesh: {error}; give a mesh of triangles") from error
     return {
@@ -49,11 +53,13 @@ def run_mesh(run: Run) -> tuple[Mesh, str]:
     return extract_mesh(run), "extracted with the options that `polyfield extract` has by default"
 
 
-def _truth(run: Run, truth: str) -> Mesh:
-    if truth != TRUTH or Path(truth).is_file():
+def _truth(run: Run, truth: str) -> Mesh | Tensor:
+    """A surface, or points of one (N, 3)."""
+    path = Path(truth)
+    if truth != TRUTH or path.is_file():
         try:
-            return load_mesh(truth)
-        except (OSError, ValueError) as error:
+            return read_points(path)[0] if path.is_file() and holds_points(path) else load_mesh(path)
+        except (OSError, ValueError, SceneError) as error:
             raise UserError(f"evaluate: --mesh: {error}") from error
     scene = run.scene()
     if scene.mesh is None:
@@ -67,8 +73,10 @@ def _truth(run: Run, truth: str) -> Mesh:
 def summary(scores: dict[str, Any]) -> str:
     """For people."""
     f_scores = ", ".join(f"{scores[key]:.4f} at {key.split('_')[2]} %" for key in scores if key.startswith("f_score_"))
+    normals = scores["normal_consistency"]
     return (
         f"mesh ({scores['source']}): Chamfer distance {scores['chamfer_percent']:.3f} % of the diagonal "
         f"({scores['chamfer_to_truth_percent']:.3f} to the truth, {scores['chamfer_from_truth_percent']:.3f} from it), "
-        f"F-score {f_scores}, normal consistency {scores['normal_consistency']:.4f}"
+        f"F-score {f_scores}"
+        + (f", normal consistency {normals:.4f}" if normals is not None else "; points tell nothing of normals")
     )

@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.splat_files._ply_elements import columns, read_elements
+from ..geometry.splat_files._ply_elements import columns, element_counts, read_elements
 from ..geometry.splat_io import SplatError
 from ..geometry.types import Points
 from .scene import SceneError
 
 LEAST = 4  # points of a surface
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+
+
+def holds_points(path: Path) -> bool:
+    """Whether it is a .ply file without faces. Raises SplatError if it ends with .ply and is none."""
+    return path.suffix.lower() == ".ply" and element_counts(path).get("face", 0) == 0
 
 
 def read_points(path: Path) -> tuple[Tensor, Tensor | None]:

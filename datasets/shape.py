@@ -21,11 +21,12 @@ from ..geometry.mesh_distance import MeshDistance
 from ..geometry.mesh_io import READABLE, load_mesh
 from ..geometry.mesh_ops import boundary_edges, sample_surface, transform
 from ..geometry.open_cloud_distance import OpenCloudDistance, estimate_normals
-from ..geometry.splat_files._ply_elements import columns, element_counts, read_elements
+from ..geometry.splat_files._ply_elements import columns, read_elements
 from ..geometry.splat_io import SplatError
 from ..geometry.transforms import similarity_inverse, transform_points
 from ..geometry.types import Aabb, Mesh, Points
 from .normalize import Placement
+from .point_files import holds_points
 from .scene import Scene, SceneError
 
 FILLS = 0.85  # of the region of interest, along the box's longest edge
@@ -53,7 +54,7 @@ def load_shape(path: Path, *, repair: bool = False, signed: bool = True) -> Scen
     try:
         if path.suffix.lower() == ".xyz":
             return _cloud(path, _text(path), signed)
-        if path.suffix.lower() == ".ply" and element_counts(path).get("face", 0) == 0:
+        if holds_points(path):
             return _cloud(path, _ply(path), signed)
         return _mesh(path, repair, signed)
     except (SplatError, OSError) as error:

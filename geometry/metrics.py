@@ -29,7 +29,7 @@ class SurfaceScores:
     to_truth: float  # mean d(surface -> truth): accuracy, large where it has what is not there
     from_truth: float  # mean d(truth -> surface): completeness, large where it lacks something
     f_scores: dict[float, float]  # threshold, a share of the diagonal -> F-score
-    normal_consistency: float
+    normal_consistency: float | None  # where both have normals
     diagonal: float  # in the units of the surfaces
 
     @property
@@ -43,8 +43,8 @@ class Sampled:
     """A surface as it is measured: points on it, its normals there, and what of it is nearest to other points."""
 
     points: Tensor  # (N, 3)
-    normals: Tensor  # (N, 3)
-    nearest: Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) -> distances (M,), normals there (M, 3)
+    normals: Tensor | None  # (N, 3)
+    nearest: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # (M, 3) -> distances (M,), normals there (M, 3)
     diagonal: float  # of its bounding box
 
     @staticmethod
@@ -59,7 +59,12 @@ class Sampled:
             return found, distance.face_normals[faces].to(normals)
 
         corners = solid.vertices[solid.faces].reshape(-1, 3)
-        return Sampled(points, normals, nearest_to, float((corners.amax(0) - corners.amin(0)).double().norm()))
+        return Sampled(points, normals, nearest_to, _diagonal(corners))
+
+    @staticmethod
+    def of_points(points: Tensor) -> Sampled:
+        """Points (N, 3) as they are, without normals."""
+        return Sampled(points, None, lambda others: (nearest(others, points)[0], None), _diagonal(points))
 
     def scores(self, truth: Sampled, thresholds: tuple[float, ...] = (0.01, 0.005)) -> SurfaceScores:
         """All measures of this surface by ``truth``; thresholds of F-scores are shares of the truth's diagonal."""
@@ -74,13 +79,15 @@ class Sampled:
 
 
 def compare(
-    mesh: Mesh, truth: Mesh, *, thresholds: tuple[float, ...] = (0.01, 0.005), samples: int = SAMPLES
+    mesh: Mesh, truth: Mesh | Tensor, *, thresholds: tuple[float, ...] = (0.01, 0.005), samples: int = SAMPLES
 ) -> SurfaceScores:
-    """All measures of ``mesh`` by ``truth``, in the same frame and units, from ``samples`` points on each.
+    """All measures of ``mesh`` by ``truth``, in the same frame and units, from ``samples`` points on each mesh.
 
-    Raises ValueError for a mesh without any area.
+    A truth of points (N, 3) is taken as it is, and tells nothing of normals. Raises ValueError for a mesh without any
+    area.
     """
-    return Sampled.of_mesh(mesh, samples).scores(Sampled.of_mesh(truth, samples), thresholds)
+    true = Sampled.of_mesh(truth, samples) if isinstance(truth, Mesh) else Sampled.of_points(truth)
+    return Sampled.of_mesh(mesh, samples).scores(true, thresholds)
 
 
 def chamfer(a: Mesh | Tensor, b: Mesh | Tensor, *, samples: int = SAMPLES) -> float:
@@ -97,7 +104,7 @@ def f_score(a: Mesh | Tensor, b: Mesh | Tensor, threshold: float, *, samples: in
     return f_score_of(*distances(a, b, samples=samples), threshold)
 
 
-def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float:
+def normal_consistency(a: Mesh, b: Mesh, *, samples: int = SAMPLES) -> float | None:
     """Mean |cosine| between the normals of samples and those of the other mesh where it is nearest, both ways.
 
     Source: Mescheder et al., "Occupancy Networks", CVPR 2019.
@@ -136,10 +143,19 @@ def f_score_of(forward: Tensor, backward: Tensor, threshold: float) -> float:
     return 2 * precision * recall / max(precision + recall, 1e-12)
 
 
-def alignment(a: Tensor, nearest_to_a: Tensor, b: Tensor, nearest_to_b: Tensor) -> float:
-    """Normal consistency from the normals (N, 3) of samples of each surface and those nearest to them on the other."""
+def alignment(*normals: Tensor | None) -> float | None:
+    """Normal consistency from the normals (N, 3) of a surface's samples, those of the other where it is nearest to
+    them, and the same the other way round. None where a surface has none."""
+    known = [x for x in normals if x is not None]
+    if len(known) < len(normals):
+        return None
+    a, nearest_to_a, b, nearest_to_b = known
     forward, backward = ((x * y).sum(1).abs().double().mean() for x, y in ((a, nearest_to_a), (b, nearest_to_b)))
     return float(forward + backward) / 2
+
+
+def _diagonal(points: Tensor) -> float:
+    return float((points.amax(0) - points.amin(0)).double().norm())
 
 
 def _sample(mesh: Mesh, samples: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from ..cuda.packing import append_packed
 from ..fields.protocols import Field, FieldOutput, Marchable
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
+from .near_gradients import scaled_near
 from .opacity import Density
 from .patches import PatchDifferences, middle_rays, seen_with_neighbors
 from .protocols import Background, Opacity, Render
@@ -42,6 +43,9 @@ class MarchConfig:
     """Intervals of a ray that are looked at before asking whether it goes on; then twice as many, and so on. 0 = all at
     once; None = what is best for the field: a radiance grid's own march, else 24 on a CPU and 0 on a GPU, which would
     wait for each answer."""
+    near_gradients: float = 0.0
+    """While fitting, distance from a camera, scene units, below which gradients of densities and colours shrink with
+    its square: keeps fog from growing right before cameras. 0 = as they are."""
     chunk: int = 8192
     """Rays at a time when an image is rendered: bounds the memory."""
 
@@ -187,8 +191,10 @@ class VolumeRenderer(nn.Module):
         if self.patch > 1 and self.training:
             gradients = PatchDifferences(samples, positions, directions, self.patch)
         output = field.query(positions, directions, gradients=gradients)  # type: ignore[arg-type]
-        alphas = self.opacity(output, rays, samples)
         middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
+        if self.training and self.config.near_gradients > 0:
+            output = scaled_near(output, middles.detach()[:, 0], self.config.near_gradients)
+        alphas = self.opacity(output, rays, samples)
         values = {"depths": middles}
         if output.colors is not None:
             values["colors"] = output.colors

@@ -12,7 +12,7 @@ from polyfield.apps.commands.extract import extract_mesh
 from polyfield.apps.run import open_run
 from polyfield.geometry import Mesh
 from polyfield.geometry.mesh_io import save_mesh
-from polyfield.geometry.mesh_ops import transform
+from polyfield.geometry.mesh_ops import sample_surface, transform
 
 KEYS = {
     "chamfer_percent",
@@ -86,6 +86,28 @@ def test_the_runs_own_mesh_counts_if_it_is_of_this_fit(run, truth, tmp_path, cap
         assert metrics(run)["mesh"]["source"].startswith("extracted")
     finally:
         path.unlink()
+
+
+def test_a_scan_of_points_may_be_the_truth(run, truth, tmp_path, capsys):
+    """Denser points come nearer to what the surface itself says; of normals they say nothing."""
+    import trimesh
+
+    save_mesh(truth, run / "mesh.ply")
+    found = []
+    try:
+        for count in (2000, 50_000):
+            points, _ = sample_surface(truth, count, torch.Generator().manual_seed(1))
+            trimesh.PointCloud(points.numpy()).export(tmp_path / "scan.ply")
+            assert main(["evaluate", str(run), "--mesh", str(tmp_path / "scan.ply")]) == 0
+            found.append(metrics(run)["mesh"])
+    finally:
+        (run / "mesh.ply").unlink()
+    coarse, fine = found
+    assert 0.1 < fine["chamfer_to_truth_percent"] < 0.3 * coarse["chamfer_to_truth_percent"]
+    assert fine["chamfer_from_truth_percent"] < 1e-3
+    assert fine["f_score_1_percent"] > 0.999
+    assert fine["normal_consistency"] is None
+    assert "points tell nothing of normals" in capsys.readouterr().out
 
 
 def test_errors(run, tmp_path, capsys, monkeypatch):

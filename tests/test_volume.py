@@ -71,6 +71,33 @@ def test_background_shines_through():
     assert pixels.alphas[0] == 0
 
 
+def test_gradients_near_a_camera_fade():
+    """With the square of the distance, up to where they are as they were; pictures stay the same."""
+
+    class Kept(Ball):
+        def query(self, points, directions=None, *, gradients=False):
+            output = super().query(points, directions, gradients=gradients)
+            if output.colors is not None:  # not at the first look
+                output.values.requires_grad_()
+                output.colors.requires_grad_()
+                self.asked = output
+            return output
+
+    ball, got = Kept(), {}
+    for reach in (0.0, 2.0):
+        drawn = renderer(ball, near_gradients=reach).train().render(ball, rays_at(0.0, 0.2))
+        drawn.pixels.colors.square().sum().backward()
+        samples = drawn.samples
+        got[reach] = ball.asked.values.grad, ball.asked.colors.grad, drawn.pixels.colors
+    distances = (samples.t_starts + samples.t_ends) / 2
+    assert distances.min() < 1.6 and distances.max() > 2.4, "on both sides of the reach"
+    factors = (distances / 2).square().clamp(max=1)
+    assert got[0.0][0].abs().min() > 0
+    torch.testing.assert_close(got[2.0][0], got[0.0][0] * factors)
+    torch.testing.assert_close(got[2.0][1], got[0.0][1] * factors[:, None])
+    assert torch.equal(got[2.0][2], got[0.0][2])
+
+
 def test_dropping_hidden_samples_changes_next_to_nothing():
     ball = Ball(sigma=60.0)
     exact = renderer(ball, min_alpha=0.0, min_transmittance=0.0).render(ball, rays_at(0.0, 0.3))

@@ -33,8 +33,9 @@ def run(
     Args:
         run: folder that ``polyfield fit`` made.
         views_on_sheet: rows of the contact sheet, spread over the held-out views.
-        mesh: the true surface, a .glb, .ply or .obj file in the scene's own units, or `truth` for the one that the
-            built-in scene knows: RUN/mesh.* (if newer than the fit, else a mesh extracted now) is compared with it.
+        mesh: the true surface, a .glb, .ply or .obj file of a mesh or a .ply file of points in the scene's own units,
+            or `truth` for the one that the built-in scene knows: RUN/mesh.* (if newer than the fit, else a mesh
+            extracted now) is compared with it.
         resolution: cells along the longest edge of the mesh, of a shape.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
         half_fit: of a run with --exposure gain or codes: fit each held-out photograph's own to its left half, and

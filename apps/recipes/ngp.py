@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -87,7 +87,14 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-15
+    network_rate: float = 1.0
+    """Of the learning rate: the networks', of which every sample makes use."""
     network_weight_decay: float = 1e-6
+
+    def networks(self, model: nn.Module) -> dict[str, Any]:
+        """The group of a field's parameters other than its encoding's."""
+        rate = self.learning_rate * self.network_rate
+        return {"params": others(model), "lr": rate, "weight_decay": self.network_weight_decay}
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,9 @@ class Config:
             grid=HashGridConfig(levels=8, features=4, log2_size=17, finest_resolution=1024, half=True)
         )
     )
-    march: MarchConfig = MarchConfig(min_transmittance=1e-3)
+    march: MarchConfig = MarchConfig(min_transmittance=1e-3, near_gradients=1.0)
     occupancy: OccupancyConfig = OccupancyConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(network_rate=0.3)
     photometric: Photometric = Photometric()
     s3im: S3im = S3im()
     distortion: Distortion = Distortion(weight=1e-3)
@@ -182,13 +189,10 @@ class Config:
         renderer.occupancy.mark_unseen(scene.cameras_seeing)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
-        groups = [
-            model.encoding.group(),
-            {"params": others(model), "weight_decay": o.network_weight_decay},
-        ]
+        groups = [model.encoding.group(), o.networks(model)]
         behind, own = renderer.background, set()
         if isinstance(behind, FieldBackground):
-            groups += [behind.field.encoding.group(), {"params": others(behind.field)}]
+            groups += [behind.field.encoding.group(), o.networks(behind.field)]
             own = {id(p) for p in behind.parameters()}
         if extra := [p for p in renderer.parameters() if id(p) not in own]:
             groups.append({"params": extra, "lr": rate * 0.3})

@@ -11,7 +11,7 @@ import torch
 
 from ...datasets.scene import LoadOptions, Scene
 from ...datasets.shape import load_shape, surface_of, truth_of
-from ...fields.encodings import HashGridConfig, others
+from ...fields.encodings import HashGridConfig
 from ...fields.gradient_kinds import Gradients
 from ...fields.grid_distance import GridDistance
 from ...fields.networks import MlpConfig
@@ -144,10 +144,7 @@ class Config:
         device, o = batches.device, self.optimizer
         renderer = PointRenderer(gradients=self._gradients).to(device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
-        groups = [
-            model.encoding.group(),
-            {"params": others(model), "weight_decay": o.network_weight_decay},
-        ]
+        groups = [model.encoding.group(), o.networks(model)]
         groups = [{"final_fraction": o.final_fraction, **group} for group in groups]
         names = ("distance", "eikonal", "curvature", "sparsity")
         losses: dict[str, Loss] = {name: getattr(self, name) for name in names}
