@@ -31,7 +31,7 @@ from .kept import kept_folders
 WORTH = 1 << 30  # bytes of photographs decoded in full: fewer are decoded at each start
 WORKING = 2 << 30  # bytes that decoders may take together
 PER_PIXEL = 16  # bytes that decoding takes of a photograph's pixel
-VERSION = 1  # of decoding and shrinking: another one, other pixels
+VERSION = 2  # of decoding and shrinking: another one, other pixels
 PAGE = 4096
 ABANDONED = 3600  # seconds
 

@@ -2,8 +2,10 @@
 
 A shrunken pixel is the mean over the rectangle it covers, also where sizes do not divide: row weights W_ij = overlap of
 output cell i with input cell j, out = W_rows image W_columns^T. Intrinsics then scale by the exact ratio of the sizes.
-A JPEG is decoded at a half, a quarter or an eighth of its size where at least two times remain to be averaged: its
-blocks are transformed back at fewer points, which leaves out what averaging would (below 1 of 255).
+A JPEG is decoded at a quarter or an eighth of its size where that is what is asked for: libjpeg-turbo transforms its
+blocks back to the means of 4 x 4 or 8 x 8 pixels, exactly but for rounding. Colours of half the resolution are averaged
+as they are stored, not as they are interpolated. At a half that would show, so two times are averaged here; and so are
+they with other decoders, whose blocks of fewer points leave out a little more (below 1 of 255).
 A photograph is turned as its EXIF orientation says; of 16 bits the upper eight are kept.
 """
 
@@ -187,10 +189,14 @@ def _upright(path: Path, image: Any) -> Any:
 
 
 def _decode_smaller(image: Any, downscale: int) -> int:
-    """Let a JPEG's decoder shrink it; returns by how much. What is left to average is even, or nothing is done."""
+    """Let a JPEG's decoder shrink it; returns by how much. Averaging may go on from there, or nothing is done."""
+    from PIL import features
+
     width, height = image.size
+    means = features.check_feature("libjpeg_turbo")
     for factor in (8, 4, 2):
-        if downscale % (2 * factor) == 0 and width % factor == 0 and height % factor == 0:
+        enough = downscale % (2 * factor) == 0 or (means and factor > 2 and downscale % factor == 0)
+        if enough and width % factor == 0 and height % factor == 0:
             image.draft(image.mode, (width // factor, height // factor))  # of no effect on other formats
             return width // image.size[0]
     return 1

@@ -23,6 +23,7 @@ from ..geometry.occupancy import OccupancyGrid
 from .near_gradients import scaled_near
 from .opacity import Density
 from .patches import PatchDifferences, middle_rays, seen_with_neighbors
+from .picture_parts import most_intervals, parts
 from .protocols import Background, Opacity, Render
 from .resampling import Resampling
 
@@ -47,7 +48,9 @@ class MarchConfig:
     """While fitting, distance from a camera, scene units, below which gradients of densities and colours shrink with
     its square: keeps fog from growing right before cameras. 0 = as they are."""
     chunk: int = 8192
-    """Rays at a time when an image is rendered: bounds the memory."""
+    """Rays at a time when an image is rendered, at most: bounds the memory."""
+    chunk_intervals: int = 2**18
+    """Intervals at a time that the field is asked for then; so many rays at a time as meet 16 times as many at most."""
 
 
 class VolumeRenderer(nn.Module):
@@ -161,7 +164,8 @@ class VolumeRenderer(nn.Module):
     def _wave(self, field: Field, rays: Rays, jitter: Tensor | None, most: int) -> tuple[Samples, Tensor]:
         samples = self.occupancy.march(rays, **self._pace(), jitter=jitter, max_samples=most)
         with torch.no_grad():
-            return samples, field.query(samples.positions(rays)).values
+            points = samples.positions(rays).split(self.config.chunk_intervals)
+            return samples, torch.cat([field.query(some).values for some in points])
 
     def _alphas(self, rays: Rays, samples: Samples, values: Tensor) -> Tensor:
         with torch.no_grad():
@@ -186,6 +190,11 @@ class VolumeRenderer(nn.Module):
             samples, marched, marched_values = self._patch_intervals(field, still)
         else:
             marched, marched_values, samples = self._look(field, still)
+        render = self._shade(field, rays, samples, normals)
+        return replace(render, marched=marched, marched_values=marched_values)
+
+    def _shade(self, field: Field, rays: Rays, samples: Samples, normals: bool) -> Render:
+        """The field in full where rays see something, blended front to back."""
         positions, directions = samples.positions(rays), samples.directions(rays)
         gradients: bool | PatchDifferences = normals or self.opacity.needs_gradients
         if self.patch > 1 and self.training:
@@ -214,16 +223,22 @@ class VolumeRenderer(nn.Module):
             accumulated["normals"] = functional.normalize(accumulated["normals"], dim=-1)
         accumulated["depths"] = accumulated["depths"][:, 0] / opacities.clamp(min=1e-6)
         pixels = Pixels(alphas=opacities, **accumulated)
-        return Render(pixels, background, samples, weights, output, marched, marched_values, mean_normals=means)
+        return Render(pixels, background, samples, weights, output, mean_normals=means)
 
     @torch.no_grad()
     def _render_image(self, field: Field, camera: Camera, normals: bool) -> Render:
-        fitting = self.training
+        fitting, most = self.training, self.config.chunk_intervals
         self.eval()
         try:
             rays = camera.to(self.device).rays()
-            chunks = [rays[i : i + self.config.chunk] for i in range(0, len(rays), self.config.chunk)]
-            parts = [self._render_rays(field, chunk, normals).pixels for chunk in chunks]
+            met = most_intervals(self.occupancy, self.step, self.config.cone_angle)
+            count = max(1, min(self.config.chunk, 16 * most // met))
+            drawn = []
+            for chunk in (rays[i : i + count] for i in range(0, len(rays), count)):
+                seen = self._look(field, chunk)[2]
+                drawn += [
+                    self._shade(field, chunk[some], samples, normals).pixels for some, samples in parts(seen, most)
+                ]
         finally:
             self.train(fitting)
-        return Render(Pixels.joined(parts, camera.height, camera.width))
+        return Render(Pixels.joined(drawn, camera.height, camera.width))

@@ -14,6 +14,7 @@
 namespace polyfield {
 
 constexpr int RAYS = RAY_TILE, LEAST = 8, MOST = 64, BATCH = RAYS * LEAST;  // rays of a tile; intervals of a ray, of a tile at a time
+constexpr size_t KEPT = 1 << 17;                                            // intervals of a tile whose room is kept for the next call
 
 // Rays of a tile, of so many in all: at least four tiles, whose shares of the table are met level by level.
 inline int64_t tile_size(int64_t rays) {
@@ -202,6 +203,7 @@ inline void radiance_march_write(const int32_t* ray_offsets, const int32_t* seen
         ++seen_at;
       }
     }
+    if (kept[i].sigmas.capacity() > KEPT) kept[i] = Met();  // what fog took
   });
 }
 
