@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from polyfield.apps.errors import UserError
+from polyfield.apps.recipes import ngp
+from polyfield.datasets.demo import render_demo
 from polyfield.fields.protocols import FieldOutput
 from polyfield.geometry import Aabb, Rays, Samples
 from polyfield.geometry.occupancy import OccupancyGrid
@@ -96,3 +99,10 @@ def test_no_ray_has_more_intervals_than_counted(cone_angle, cascades):
     counts = made.occupancy.march(rays, step=made.step, cone_angle=cone_angle).ray_offsets.diff()
     most = most_intervals(made.occupancy, made.step, cone_angle)
     assert int(counts.max()) <= most <= int(counts[0]) + 6, "the first goes from corner to corner"
+
+
+@pytest.mark.parametrize("name", ["chunk", "chunk_intervals"])
+def test_parts_of_nothing_are_refused(name):
+    option = f"--march.{name.replace('_', '-')}"
+    with pytest.raises(UserError, match=f"fit: {option}: expected at least 1, got 0"):
+        ngp.Config(march=MarchConfig(**{name: 0})).build(render_demo(2, 16))

@@ -180,6 +180,8 @@ class Config:
                 "recipes splat, splat_classic, splat_mip, neus and volsdf, or drop the option"
             )
         check_least("fit", samples_growth=(self.samples_growth, 1))
+        at_a_time = {f"march.{name}": (getattr(self.march, name), 1) for name in ("chunk", "chunk_intervals")}
+        check_least("fit", **at_a_time)
         robust = robust_masks(self.robust, scene, device)
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
