@@ -49,8 +49,6 @@ class RatesConfig:
     colors: float = 2.5e-3
     higher_bands: float = 0.05
     """Of ``colors``, for all bands of the spherical harmonics but the first."""
-    final_fraction: float = 1.0
-    """What is left at the end of all rates but the means'."""
     eps: float = 1e-15
 
 
@@ -184,7 +182,7 @@ class Config:
             {"params": [model.logit_opacities], "lr": r.logit_opacities},
             {"params": [model.sh], "lr": r.colors, "column_rates": columns, "factors": [renderer.color_gradient]},
         ]
-        groups = [{"final_fraction": r.final_fraction, **group, "sparse": True} for group in groups]
+        groups = [{**group, "sparse": True} for group in groups]
         exposure, more = self.exposure.build(len(scene.train), self.bilateral, device, lr=1e-3, sparse=False)
         groups += more
         if isinstance(exposure, BilateralGrids):
