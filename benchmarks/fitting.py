@@ -7,10 +7,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from polyfield.apps.fit import Budget, Job, fit
+from polyfield.apps.images import photograph
+from polyfield.datasets.scene import Scene
+from polyfield.geometry import Camera
+from polyfield.renderers.metrics import psnr
 
 from .measure import Row
 from .scenes import data_root
@@ -56,6 +63,26 @@ def fit_and_evaluate(recipe: str, scene: str, limit: tuple[str, ...], options: t
         last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     memory = re.search(r"peak memory ([\d.]+) GB", said)
     return Fitted(metrics, float(memory[1]) if memory else None, last)
+
+
+def fitted(config: Any, scene: Scene, steps: int, device: str) -> Job:
+    """A fit in this process, of a scene that the recipe has prepared: for photographs that are altered in memory."""
+    budget = Budget(steps=steps)
+    job: Job = config.build(scene, 0, torch.device(device), budget)
+    fit(job, budget, config.after_step())
+    if job.average is not None and job.average.updates:
+        job.field.load_state_dict({**job.field.state_dict(), **job.average.means})
+    return job
+
+
+@torch.no_grad()
+def held_out_psnr(job: Job, scene: Scene, seen: Callable[[Camera], Camera] = lambda camera: camera) -> float:
+    """Mean over held-out photographs, dB, from where ``seen`` puts their cameras."""
+    found = []
+    for frame in scene.test:
+        colors = job.renderer.render(job.field, seen(frame.camera)).pixels.colors
+        found.append(psnr(colors, photograph(frame, job.renderer), frame.mask))
+    return sum(found) / len(found)
 
 
 def demo_surface(recipe: str, options: dict[str, Any], resolution: int = 192) -> dict[str, Any]:
