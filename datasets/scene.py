@@ -163,14 +163,20 @@ class Scene:
             return torch.tensor(self.upwards)
         return up_direction(torch.stack([f.camera.camera_to_world for f in self.frames])).float()
 
-    def cameras_seeing(self, points: Tensor) -> Tensor:
-        """Points (N, 3) in the scene's frame -> (N,) int64: how many training images they project into."""
+    def cameras_seeing(self, points: Tensor, *, enough: int | None = None) -> Tensor:
+        """Points (N, 3) in the scene's frame -> (N,) int64: how many training images they project into.
+
+        With ``enough``, whoever has been seen by so many is not asked for again: the counts end there.
+        """
         count = torch.zeros(points.shape[0], dtype=torch.long, device=points.device)
+        asked = torch.arange(len(points), device=points.device)
         for frame in self.train:
             camera = frame.camera.to(points.device)
-            pixels, _ = camera.project(points)
+            pixels, _ = camera.project(points[asked])
             size = pixels.new_tensor([camera.width, camera.height])
-            count += ((pixels >= 0) & (pixels <= size)).all(-1)  # NaN compares False
+            count[asked] += ((pixels >= 0) & (pixels <= size)).all(-1)  # NaN compares False
+            if enough is not None:
+                asked = asked[count[asked] < enough]
         return count
 
     def with_frames(self, frames: tuple[Frame, ...]) -> Scene:

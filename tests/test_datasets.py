@@ -207,6 +207,10 @@ def test_contract(example):
         assert frame.pixels().colors.shape == (*shape, 3)
     counts = scene.cameras_seeing(torch.tensor([[0.0, 0.0, 0.0], [1e5, 1e5, -1e5]]))
     assert int(counts[0]) == len(scene.train)
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    counts = scene.cameras_seeing(points)
+    for enough in (1, 2):
+        assert torch.equal(scene.cameras_seeing(points, enough=enough), counts.clamp(max=enough))
     assert torch.allclose(scene.up.norm(), torch.ones(()))
 
 

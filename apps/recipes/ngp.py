@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -188,7 +189,7 @@ class Config:
         losses = self.build_losses(SceneFacts.of(scene), device)
         elapsed = 0.0 if budget is None else self.begin(model, losses, scene, seed, budget)
         renderer.patch = self.patch
-        renderer.occupancy.mark_unseen(scene.cameras_seeing)
+        renderer.occupancy.mark_unseen(partial(scene.cameras_seeing, enough=1))
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
         rate, o = self.optimizer.learning_rate, self.optimizer
         groups = [model.encoding.group(), o.networks(model)]
