@@ -55,18 +55,18 @@ class Misplaced:
 
 
 def misplaced(cameras: Sequence[Camera], truth: Sequence[Camera]) -> Misplaced:
-    """Cameras against true ones, after the similarity that brings their centres together best.
+    """Cameras against true ones, after the similarity that turns them all alike and brings their centres together best.
 
-    Source: Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
+    The turn is the mean over cameras (Moakher, "Means and averaging in the group of rotations", 2002): their centres,
+    which may lie close to a line, tell less of it.
     """
     found, true = (torch.stack([c.camera_to_world.double() for c in cs]).detach() for cs in (cameras, truth))
+    u, _, vt = torch.linalg.svd((true[:, :3, :3] @ found[:, :3, :3].mT).mean(0))
+    turn = u @ torch.tensor([1, 1, torch.linalg.det(u @ vt).sign()]).to(u).diag() @ vt
     a, b = found[:, :3, 3], true[:, :3, 3]
-    u, sizes, vt = torch.linalg.svd((b - b.mean(0)).T @ (a - a.mean(0)))
-    signs = torch.ones(3).to(a)
-    signs[2] = torch.linalg.det(u @ vt).sign()
-    turn = u @ signs.diag() @ vt
-    scale = (sizes * signs).sum() / (a - a.mean(0)).square().sum()
-    to_truth = similarity(scale, turn, b.mean(0) - scale * turn @ a.mean(0))
+    turned, middle = (a - a.mean(0)) @ turn.T, b.mean(0)
+    scale = (turned * (b - middle)).sum() / turned.square().sum()
+    to_truth = similarity(scale, turn, middle - scale * turn @ a.mean(0))
     between = true[:, :3, :3].mT @ turn @ found[:, :3, :3]
     chords = (between - torch.eye(3).to(a)).flatten(1).norm(dim=-1) / 8**0.5
     away = (transform_points(to_truth, a) - b).norm(dim=-1).mean()

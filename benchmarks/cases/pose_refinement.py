@@ -15,6 +15,7 @@ from polyfield.apps.fit import Job
 from polyfield.apps.recipes import ngp, splat
 from polyfield.datasets.scene import Scene, open_scene
 from polyfield.geometry import Camera
+from polyfield.renderers.pose_deltas import PoseConfig
 
 from ..fitting import fitted, held_out_psnr
 from ..measure import Row
@@ -22,7 +23,8 @@ from ..poses import misplaced, perturbed
 from ..scenes import data_root
 
 DEGREES, SHARE, DOWNSCALE = 2.0, 0.02, 4
-RECIPES: dict[str, tuple[Any, int]] = {"ngp": (ngp, 1000), "splat": (splat, 2000)}  # and steps
+POSES = PoseConfig(learning_rate=2e-3)
+RECIPES: dict[str, tuple[Any, int]] = {"ngp": (ngp, 3000), "splat": (splat, 3000)}  # and steps
 
 
 def run(device: str) -> Iterator[Row]:
@@ -33,7 +35,7 @@ def run(device: str) -> Iterator[Row]:
     truth = open_scene(str(root / "fox"), downscale=DOWNSCALE)
     for name, (recipe, steps) in RECIPES.items():
         for refined in (False, True):
-            yield from rows(name, replace(recipe.Config(), refine_poses=refined), truth, steps, device)
+            yield from rows(name, replace(recipe.Config(), refine_poses=refined, poses=POSES), truth, steps, device)
 
 
 def rows(name: str, config: Any, truth: Scene, steps: int, device: str) -> Iterator[Row]:
@@ -42,7 +44,7 @@ def rows(name: str, config: Any, truth: Scene, steps: int, device: str) -> Itera
     scene = perturbed(truth, DEGREES, SHARE)
     job = fitted(config, scene, steps, device)
     off = misplaced(_cameras(job, scene), [f.camera for f in truth.train])
-    option = "--refine-poses" if config.refine_poses else "as given"
+    option = f"--refine-poses --poses.learning-rate {POSES.learning_rate:g}" if config.refine_poses else "as given"
     what = f"{name} {scene.name}, {DEGREES:g} degrees and {SHARE:.0%} off, {steps} steps, {option}"
     size = f"{truth.test[0].camera.width}x{truth.test[0].camera.height}"
     yield Row(f"{what}: rotation left", None, off.degrees, "degrees", "mean over training views, aligned")
