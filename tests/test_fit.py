@@ -28,6 +28,7 @@ SMALL = replace(
     field=RadianceGridConfig(grid=HashGridConfig(levels=8, features=4, log2_size=14, finest_resolution=512)),
     occupancy=ngp.OccupancyConfig(resolution=64),
     samples_per_step=8192,
+    optimizer=ngp.OptimizerConfig(),  # a third of the rate, for networks, is for longer fits
 )
 
 
