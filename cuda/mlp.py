@@ -1,8 +1,9 @@
 """Fused multilayer perceptron: ``mlp(inputs, weights, biases)``. Kernels: ``kernels/mlp.cu``, ``kernels/mlp_bf16.cu``.
 
-Of the hidden layers the deepest are kept for the backward pass, as many as fit in ``SAVED_BYTES``; the others are
-computed again, tile by tile in cache. Memory stays bounded whatever N is, and pages stay warm: what the allocator
-returns to the system after each step (beyond 32 MiB) costs more to write to than the layers cost to compute.
+Of the hidden layers the deepest are kept for the backward pass, as many as fit in ``SAVED_BYTES`` and have at least
+``SAVED_INPUTS`` inputs; the others are computed again, tile by tile in cache: with fewer inputs that costs less than
+memory does. Memory stays bounded whatever N is, and pages stay warm: what the allocator returns to the system after
+each step (beyond 32 MiB) costs more to write to than the layers cost to compute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
 from .native import has_bfloat16, launch, on_gpu
 
 SAVED_BYTES = 24 << 20
+SAVED_INPUTS = 48
 _NONE = (None,) * MAX_LAYERS
 
 
@@ -153,7 +155,7 @@ def _saved(inputs: Tensor, weights: Sequence[Tensor], half: torch.dtype | None, 
     dtype = half if half is not None and has_bfloat16() else inputs.dtype
     rows, columns = (inputs.shape[0] + 1) // 2 * 2, 0
     for weight in reversed(weights[:-1] if keep else ()):
-        if rows * (columns + weight.shape[0]) * dtype.itemsize > SAVED_BYTES:
+        if rows * (columns + weight.shape[0]) * dtype.itemsize > SAVED_BYTES or weight.shape[1] < SAVED_INPUTS:
             break
         columns += weight.shape[0]
     return new_empty(inputs, rows * columns, dtype=dtype)

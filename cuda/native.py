@@ -14,7 +14,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch  # before the modules: they then share torch's OpenMP threads
 from torch import Tensor
@@ -119,12 +119,46 @@ def launch(
     if dtype is not None:
         name = f"{name}_{_SUFFIX[dtype]}"
     device: torch.device | None = None
+    slots: list[Any] = []
+    tables = False
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if device is None:
+                device = argument.device
+            if argument.device != device or not argument.is_contiguous():
+                _refuse(name, arguments)
+            slots.append(argument.data_ptr())
+        elif argument is None:
+            slots.append(0)
+        elif isinstance(argument, Table):
+            tables = True
+            for i, tensor in argument.tensors:
+                if device is None:
+                    device = tensor.device
+                if tensor.device != device or not tensor.is_contiguous():
+                    _refuse(name, arguments)
+                argument.slots[i] = tensor.data_ptr()
+            slots.append(argument.slots)
+        else:
+            slots.append(argument)
+    if emulator is not None:
+        emulator(name, arguments, slots, constants)
+    elif device is not None and device.type == "cuda":
+        gpu.launch(name, device, slots, constants)
+    elif device is not None and device.type != "cpu":
+        raise ValueError(f"{name}: expected CPU or CUDA tensors, got {device}; move them with .cpu()")
+    else:
+        if tables:
+            slots = [ctypes.addressof(slot) if isinstance(slot, ctypes.Array) else slot for slot in slots]
+        _op(name)(*slots)
 
-    def address(tensor: Tensor, where: str) -> int:
-        nonlocal device
-        if device is None:
-            device = tensor.device
-        elif tensor.device != device:
+
+def _refuse(name: str, arguments: Sequence[Any]) -> NoReturn:
+    """Say which tensor a kernel cannot take, and why."""
+    tensors = tensors_of(arguments)
+    device = tensors[0][1].device
+    for where, tensor in tensors:
+        if tensor.device != device:
             raise ValueError(
                 f"{name}: {where}: expected a tensor on {device} like the others, got {tensor.device}; "
                 f"move it with .to({str(device)!r})"
@@ -133,26 +167,7 @@ def launch(
             raise ValueError(
                 f"{name}: {where}: expected a contiguous tensor, got strides {tensor.stride()}; call .contiguous()"
             )
-        return tensor.data_ptr()
-
-    slots: list[Any] = []
-    for index, argument in enumerate(arguments):
-        if isinstance(argument, Tensor):
-            slots.append(address(argument, f"argument {index}"))
-        elif isinstance(argument, Table):
-            for i, tensor in argument.tensors:
-                argument.slots[i] = address(tensor, f"argument {index}[{i}]")
-            slots.append(argument.slots)
-        else:
-            slots.append(0 if argument is None else argument)
-    if emulator is not None:
-        emulator(name, arguments, slots, constants)
-    elif device is not None and device.type == "cuda":
-        gpu.launch(name, device, slots, constants)
-    elif device is not None and device.type != "cpu":
-        raise ValueError(f"{name}: expected CPU or CUDA tensors, got {device}; move them with .cpu()")
-    else:
-        _op(name)(*(ctypes.addressof(slot) if isinstance(slot, ctypes.Array) else slot for slot in slots))
+    raise AssertionError(f"{name}: every tensor is contiguous and on {device}")
 
 
 def tensors_of(arguments: Sequence[Any]) -> list[tuple[str, Tensor]]:

@@ -22,7 +22,7 @@ namespace polyfield {
 namespace {
 
 constexpr int MAX_LAYERS = 5;
-constexpr int64_t TILE = 8 * TILE_ROWS;          // samples whose activations share the cache
+constexpr int64_t TILE = 4 * TILE_ROWS;          // samples whose activations share the cache
 constexpr int64_t CHUNKS = 64, MIN_CHUNK = 504;  // pieces of work: at most so many, and not smaller than that
 
 // Memory of one thread, kept between calls: fresh pages would cost more than the arithmetic.
