@@ -17,6 +17,7 @@ from .errors import UserError
 from .run import Run
 
 TRUTH = "truth"
+LEAST = 4  # places that points of a surface have
 
 
 def mesh_scores(run: Run, truth: str) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _truth(run: Run, truth: str) -> Mesh | Tensor:
     path = Path(truth)
     if truth != TRUTH or path.is_file():
         try:
-            return read_points(path)[0] if path.is_file() and holds_points(path) else load_mesh(path)
+            return _points(path) if path.is_file() and holds_points(path) else load_mesh(path)
         except (OSError, ValueError, SceneError) as error:
             raise UserError(f"evaluate: --mesh: {error}") from error
     scene = run.scene()
@@ -68,6 +69,17 @@ def _truth(run: Run, truth: str) -> Mesh | Tensor:
             "give a mesh file"
         )
     return transform(scene.mesh, run.asked.facts.matrix)
+
+
+def _points(path: Path) -> Tensor:
+    """(N, 3) of a file, which must lie in as many places as a volume has corners: distances are said beside its size."""
+    points = read_points(path)[0]
+    places = len(points.unique(dim=0))
+    if places < LEAST:
+        raise UserError(
+            f"evaluate: --mesh: {path}: expected points of a surface, got {places} finite places; give a scan or a mesh"
+        )
+    return points
 
 
 def summary(scores: dict[str, Any]) -> str:

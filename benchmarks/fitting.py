@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from polyfield.apps.fit import Budget, Job, fit
 from polyfield.apps.images import photograph
-from polyfield.datasets.scene import Scene
+from polyfield.datasets.scene import Scene, open_scene
 from polyfield.geometry import Camera
 from polyfield.renderers.metrics import psnr
 
@@ -65,13 +65,22 @@ def fit_and_evaluate(recipe: str, scene: str, limit: tuple[str, ...], options: t
     return Fitted(metrics, float(memory[1]) if memory else None, last)
 
 
+def research_scene(name: str, downscale: int) -> Scene | None:
+    """One of the research scenes; says so and returns None if they are not here."""
+    root = data_root()
+    if root is None:
+        print(f"{name}: the research scenes are not here; name their folder in POLYFIELD_DATA")
+        return None
+    return open_scene(str(root / name), downscale=downscale)
+
+
 def fitted(config: Any, scene: Scene, steps: int, device: str) -> Job:
     """A fit in this process, of a scene that the recipe has prepared: for photographs that are altered in memory."""
     budget = Budget(steps=steps)
     job: Job = config.build(scene, 0, torch.device(device), budget)
     fit(job, budget, config.after_step())
-    if job.average is not None and job.average.updates:
-        job.field.load_state_dict({**job.field.state_dict(), **job.average.means})
+    kept = job.scene_tensors()
+    job.field.load_state_dict({k.removeprefix("field."): v for k, v in kept.items() if k.startswith("field.")})
     return job
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from polyfield.datasets.scene import Scene, Split
 from polyfield.geometry import Camera
-from polyfield.geometry.transforms import rigid, se3_exp, similarity, similarity_inverse, transform_points
+from polyfield.geometry.transforms import (
+    rigid,
+    se3_exp,
+    similarity,
+    similarity_inverse,
+    transform_points,
+    transform_poses,
+)
 from torch import Tensor
 
 
@@ -47,11 +54,9 @@ class Misplaced:
 
     def as_seen(self, camera: Camera) -> Camera:
         """A true camera among the misplaced."""
-        away = similarity_inverse(self.to_truth)
-        turn = away[:3, :3] / torch.linalg.det(away[:3, :3]).pow(1 / 3)
-        pose = camera.camera_to_world.double()
-        moved = rigid(turn @ pose[:3, :3], transform_points(away, pose[:3, 3]))
-        return replace(camera, camera_to_world=moved.to(camera.camera_to_world))
+        pose = camera.camera_to_world
+        moved = transform_poses(similarity_inverse(self.to_truth), pose.double())
+        return replace(camera, camera_to_world=moved.to(pose))
 
 
 def misplaced(cameras: Sequence[Camera], truth: Sequence[Camera]) -> Misplaced:

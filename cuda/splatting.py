@@ -124,7 +124,7 @@ def sort(rows: Tensor, counts: Tensor, width: int, height: int) -> Sorted:
     tiles, bands = _tiles(width, height), -(-height // (TILE * BAND))
     sizes = ((most, torch.int64), (tiles + 1, torch.int64), (slots, torch.int32), (bands + 1, torch.int64))
     lists = Sorted(*(new_empty(rows, n, dtype=dtype) for n, dtype in sizes))
-    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, *lists.lists, lists.slot_offsets)
+    launch("splat_tiles", rows.dtype, rows, len(rows), width, height, most, *lists.lists, lists.slot_offsets)
     return lists
 
 

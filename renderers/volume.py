@@ -163,9 +163,11 @@ class VolumeRenderer(nn.Module):
 
     def _wave(self, field: Field, rays: Rays, jitter: Tensor | None, most: int) -> tuple[Samples, Tensor]:
         samples = self.occupancy.march(rays, **self._pace(), jitter=jitter, max_samples=most)
+        points, most = samples.positions(rays), self.config.chunk_intervals
         with torch.no_grad():
-            points = samples.positions(rays).split(self.config.chunk_intervals)
-            return samples, torch.cat([field.query(some).values for some in points])
+            if self.training or len(points) <= most:
+                return samples, field.query(points).values
+            return samples, torch.cat([field.query(some).values for some in points.split(most)])
 
     def _alphas(self, rays: Rays, samples: Samples, values: Tensor) -> Tensor:
         with torch.no_grad():

@@ -110,6 +110,19 @@ def test_a_scan_of_points_may_be_the_truth(run, truth, tmp_path, capsys):
     assert "points tell nothing of normals" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("points", "found"), [([[1.0, 2.0, 3.0]], 1), ([[0.0, 0.0, 1.0]] * 9, 1), ([[float("nan")] * 3] * 5, 0)]
+)
+def test_points_that_are_no_surface_are_refused(run, tmp_path, capsys, points, found):
+    import trimesh
+
+    path = tmp_path / "few.ply"
+    trimesh.PointCloud(points).export(path)
+    assert main(["evaluate", str(run), "--mesh", str(path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "few.ply" in said.replace(" ", "") and f"got {found} finite places" in said
+
+
 def test_errors(run, tmp_path, capsys, monkeypatch):
     assert main(["evaluate", str(run), "--mesh", str(tmp_path / "none.ply")]) == 2
     assert "evaluate: --mesh: load_mesh: " in capsys.readouterr().err

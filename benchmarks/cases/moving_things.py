@@ -13,24 +13,21 @@ from typing import Any
 
 import torch
 from polyfield.apps.recipes import ngp, splat
-from polyfield.datasets.scene import Scene, open_scene
+from polyfield.datasets.scene import Scene
 from polyfield.renderers.robust import RobustConfig
 from torch import Tensor
 
-from ..fitting import fitted, held_out_psnr
+from ..fitting import fitted, held_out_psnr, research_scene
 from ..measure import Row
-from ..scenes import data_root
 
 EVERY, RADIUS, OUTLIERS, DOWNSCALE = 3, 0.25, 0.05, 4
 RECIPES: dict[str, tuple[Any, int]] = {"ngp": (ngp, 1000), "splat": (splat, 2000)}  # and steps
 
 
 def run(device: str) -> Iterator[Row]:
-    root = data_root()
-    if root is None:
-        print("moving_things: the research scenes are not here; name their folder in POLYFIELD_DATA")
+    clean = research_scene("fox", DOWNSCALE)
+    if clean is None:
         return
-    clean = open_scene(str(root / "fox"), downscale=DOWNSCALE)
     moved = with_balls(clean)
     for name, (recipe, steps) in RECIPES.items():
         for what, scene, outliers in (("no balls", clean, 0.0), ("balls", moved, 0.0), ("balls", moved, OUTLIERS)):

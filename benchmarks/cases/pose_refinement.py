@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from polyfield.apps.fit import Job
 from polyfield.apps.recipes import ngp, splat
-from polyfield.datasets.scene import Scene, open_scene
+from polyfield.datasets.scene import Scene
 from polyfield.geometry import Camera
 from polyfield.renderers.pose_deltas import PoseConfig
 
-from ..fitting import fitted, held_out_psnr
+from ..fitting import fitted, held_out_psnr, research_scene
 from ..measure import Row
 from ..poses import misplaced, perturbed
-from ..scenes import data_root
 
 DEGREES, SHARE, DOWNSCALE = 2.0, 0.02, 4
 POSES = PoseConfig(learning_rate=2e-3)
@@ -28,11 +27,9 @@ RECIPES: dict[str, tuple[Any, int]] = {"ngp": (ngp, 3000), "splat": (splat, 3000
 
 
 def run(device: str) -> Iterator[Row]:
-    root = data_root()
-    if root is None:
-        print("pose_refinement: the research scenes are not here; name their folder in POLYFIELD_DATA")
+    truth = research_scene("fox", DOWNSCALE)
+    if truth is None:
         return
-    truth = open_scene(str(root / "fox"), downscale=DOWNSCALE)
     for name, (recipe, steps) in RECIPES.items():
         for refined in (False, True):
             yield from rows(name, replace(recipe.Config(), refine_poses=refined, poses=POSES), truth, steps, device)

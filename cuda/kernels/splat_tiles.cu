@@ -10,7 +10,6 @@
 #include "splat_row.h"
 #if !PF_CUDA
 #include <algorithm>
-#include <numeric>
 
 #include "scratch.h"
 #endif
@@ -129,7 +128,6 @@ template <class T> struct Found {
   Scratch<int64_t> counts;   // work space of the sorts
   Scratch<int32_t> pairs;    // of a Gaussian: where its slots begin in `slot_of`, by number
   Scratch<int32_t> slot_of;  // its slots, band after band
-  int64_t most;              // tiles that all of them meet at most
 };
 
 // The Gaussians that are seen, by depth; equal depths keep their order. On the way, each band's slots: one per Gaussian that
@@ -144,25 +142,24 @@ const Scratch<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t
   int64_t* c = found.counts.data();
   int32_t* pairs = found.pairs.data();
   Keyed<T>*from = found.a.data(), *to = found.b.data();
-  std::vector<int64_t> seen(shares + 1, 0), paired(shares + 1, 0), tiles(shares, 0);
-  int64_t *seen_of = seen.data() + 1, *paired_of = paired.data() + 1, *tiles_of = tiles.data();
+  std::vector<int64_t> seen(shares + 1, 0), paired(shares + 1, 0);
+  int64_t *seen_of = seen.data() + 1, *paired_of = paired.data() + 1;
   parallel_shares(gaussians, shares, [=](int s, int64_t begin, int64_t end) {
     Keyed<T>* at = to + begin;
-    int64_t *count = c + s * bands, sum = 0, met = 0;
+    int64_t *count = c + s * bands, sum = 0;
     for (int64_t i = begin; i < end; ++i) {
       const T* row = rows + ROW * i;
       const Box box = box_of(row, width, height);
       if (box.empty()) continue;
-      pairs[i] = int32_t(sum), sum += box.bands(), met += box.tiles();
+      pairs[i] = int32_t(sum), sum += box.bands();
       for (int band = 0; band < box.bands(); ++band) ++count[box.first_band() + band];
       K key;
       std::memcpy(&key, row + DEPTH, sizeof key);
       constexpr K SIGN = K(1) << (8 * sizeof(K) - 1);
       *at++ = {key & SIGN ? ~key : key | SIGN, int32_t(i)};
     }
-    seen_of[s] = at - (to + begin), paired_of[s] = sum, tiles_of[s] = met;
+    seen_of[s] = at - (to + begin), paired_of[s] = sum;
   });
-  found.most = std::accumulate(tiles.begin(), tiles.end(), int64_t(0));
   band_offsets[bands] = starts(c, bands, shares, band_offsets);
   for (int s = 0; s < shares; ++s) seen[s + 1] += seen[s], paired[s + 1] += paired[s];
   found.slot_of.resize(paired[shares]);
@@ -230,8 +227,9 @@ struct Pair {
   uint32_t cells;
 };
 
+// most: tiles that all of them meet at most
 template <class T>
-void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t* entries, int64_t* tile_offsets, int32_t* slot_gaussian,
+void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_t most, int64_t* entries, int64_t* tile_offsets, int32_t* slot_gaussian,
                  int64_t* band_offsets) {
   static thread_local Found<T> first_look;
   static thread_local Scratch<int64_t> counts;
@@ -240,7 +238,7 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
   const int64_t tiles = tiles_x * ceil_div(height, TILE);
   const Scratch<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
   const Keyed<T>* order = sorted.data();
-  const int64_t n = int64_t(sorted.size()), most = first_look.most;
+  const int64_t n = int64_t(sorted.size());
   pairs_of.resize(shares);
   counts.assign(shares * tiles, 0);
   Scratch<Pair>* pairs = pairs_of.data();
