@@ -72,7 +72,7 @@ def _truth(run: Run, truth: str) -> Mesh | Tensor:
 
 
 def _points(path: Path) -> Tensor:
-    """(N, 3) of a file, which must lie in as many places as a volume has corners: distances are said beside its size."""
+    """(N, 3) of a file, which must lie in a few places at least: distances are said beside its size."""
     points = read_points(path)[0]
     places = len(points.unique(dim=0))
     if places < LEAST:

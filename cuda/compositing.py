@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
-from .native import Table, eager, launch, on_gpu
+from .native import Table, launch, on_gpu
+from .ops import eager, op
 
 MAX_VALUES = 8
 Samples = TypeVar("Samples", bound=Any)
@@ -181,7 +182,7 @@ class _Composite(torch.autograd.Function):
         return grad_alphas, None, None, *grad_values
 
 
-@torch.library.custom_op("polyfield::composite", mutates_args=())
+@op("composite")
 def _composite(
     alphas: Tensor, values: list[Tensor], ray_offsets: Tensor, min_transmittance: float
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -194,7 +195,7 @@ def _(alphas, values, ray_offsets, min_transmittance):
     return torch.empty_like(alphas), alphas.new_empty(rays), [v.new_empty(rays, v.shape[1]) for v in values]
 
 
-@torch.library.custom_op("polyfield::composite_backward", mutates_args=())
+@op("composite_backward")
 def _composite_backward(
     alphas: Tensor,
     values: list[Tensor],
@@ -239,7 +240,7 @@ def _backward(ctx, grad_weights, grad_opacities, grad_outputs):
 _composite.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("polyfield::prune", mutates_args=())
+@op("prune")
 def _prune(
     alphas: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, min_transmittance: float, min_alpha: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

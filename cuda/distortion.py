@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
+from .ops import op
 
 
 def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: T
     return _distortion(weights, t_starts, t_ends, ray_offsets)
 
 
-@torch.library.custom_op("polyfield::distortion", mutates_args=())
+@op("distortion")
 def _distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor) -> Tensor:
     if not on_gpu(weights) and ray_offsets[-1].item() != len(weights):  # a GPU would have to be waited for
         raise ValueError(
@@ -54,7 +55,7 @@ def _(weights, t_starts, t_ends, ray_offsets):
     return weights.new_empty(ray_offsets.shape[0] - 1)
 
 
-@torch.library.custom_op("polyfield::distortion_backward", mutates_args=())
+@op("distortion_backward")
 def _distortion_backward(
     weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_offsets: Tensor, grad_losses: Tensor
 ) -> Tensor:

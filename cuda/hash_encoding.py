@@ -16,6 +16,7 @@ from torch import Tensor
 from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
 from .memory import new_empty
 from .native import launch
+from .ops import op
 
 HALVES = (torch.bfloat16, torch.float16)
 FEATURES = (1, 2, 4, 8)
@@ -198,7 +199,7 @@ def _launch(
 # ---- features -------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("polyfield::hash_encode", mutates_args=())
+@op("hash_encode")
 def _hash_encode(
     points: Tensor, table: Tensor, half: Tensor | None, table_grad: Tensor | None, numbers: list[int]
 ) -> Tensor:
@@ -237,7 +238,7 @@ _hash_encode.register_autograd(_backward, setup_context=_setup_context)
 # ---- features and their spatial derivative --------------------------------------------------------------------------
 
 
-@torch.library.custom_op("polyfield::hash_encode_with_gradient", mutates_args=())
+@op("hash_encode_with_gradient")
 def _hash_encode_with_gradient(
     points: Tensor, table: Tensor, half: Tensor | None, table_grad: Tensor | None, numbers: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -281,7 +282,7 @@ def _gradients(ctx, grad_features: Tensor | None, grad_jacobian: Tensor | None):
     return grad_points, grad_table, None, None, None
 
 
-@torch.library.custom_op("polyfield::hash_encode_backward_points", mutates_args=())
+@op("hash_encode_backward_points")
 def _backward_points(
     points: Tensor, table: Tensor, grad_features: Tensor, grad_jacobian: Tensor | None, numbers: list[int]
 ) -> Tensor:
@@ -298,7 +299,7 @@ def _(points, table, grad_features, grad_jacobian, numbers):
     return torch.empty_like(points)
 
 
-@torch.library.custom_op("polyfield::hash_encode_backward_table", mutates_args=())
+@op("hash_encode_backward_table")
 def _backward_table(
     points: Tensor, grad_features: Tensor, grad_jacobian: Tensor | None, entries: int, numbers: list[int]
 ) -> Tensor:
@@ -312,7 +313,7 @@ def _(points, grad_features, grad_jacobian, entries, numbers):
     return points.new_empty(entries, numbers[1])
 
 
-@torch.library.custom_op("polyfield::hash_encode_accumulate_", mutates_args={"table_grad"})
+@op("hash_encode_accumulate_", mutates=("table_grad",))
 def _accumulate(
     table_grad: Tensor, points: Tensor, grad_features: Tensor, grad_jacobian: Tensor | None, numbers: list[int]
 ) -> None:

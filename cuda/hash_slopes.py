@@ -11,6 +11,7 @@ from torch import Tensor
 from .checks import check_device, check_dtype, check_shape
 from .hash_encoding import HashLayout, _backward_points, _check, _launch, _levels
 from .memory import new_empty
+from .ops import op
 
 
 def hash_slopes(
@@ -44,7 +45,7 @@ def hash_slopes(
     return _hash_slopes(points, slopes, table, half, table_grad, layout._numbers)
 
 
-@torch.library.custom_op("polyfield::hash_slopes", mutates_args=())
+@op("hash_slopes")
 def _hash_slopes(
     points: Tensor, slopes: Tensor, table: Tensor, half: Tensor | None, table_grad: Tensor | None, numbers: list[int]
 ) -> Tensor:
@@ -56,7 +57,7 @@ def _(points, slopes, table, half, table_grad, numbers):
     return torch.empty_like(points)
 
 
-@torch.library.custom_op("polyfield::hash_along", mutates_args=())
+@op("hash_along")
 def _along(points: Tensor, directions: Tensor, table: Tensor, numbers: list[int]) -> Tensor:
     """Derivatives (N, L F) of features along directions (N, D)."""
     points, directions, table = points.contiguous(), directions.contiguous(), table.contiguous()
@@ -75,7 +76,7 @@ def _(points, directions, table, numbers):
     return _new_derivatives(points, numbers)
 
 
-@torch.library.custom_op("polyfield::hash_accumulate_along_", mutates_args={"table_grad"})
+@op("hash_accumulate_along_", mutates=("table_grad",))
 def _accumulate_along(
     table_grad: Tensor, points: Tensor, directions: Tensor, grad_derivatives: Tensor, numbers: list[int]
 ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
 from .occupancy import brick_states
+from .ops import op
 
 MAX_STEPS = 8_000_000  # per ray: above, float32 no longer counts them
 RUNS = 8  # of a ray that are kept between the passes on a GPU, as in the kernel
@@ -94,7 +95,7 @@ def interval_points(
     return _interval_points(origins, directions, t_starts, t_ends, ray_indices)
 
 
-@torch.library.custom_op("polyfield::interval_points", mutates_args=())
+@op("interval_points")
 def _interval_points(
     origins: Tensor, directions: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
 ) -> Tensor:
@@ -202,7 +203,7 @@ def _outputs(origins: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     return origins.new_empty(samples), origins.new_empty(samples), origins.new_empty(samples, dtype=torch.int32)
 
 
-@torch.library.custom_op("polyfield::march_grid", mutates_args=())
+@op("march_grid")
 def _march_grid(
     origins: Tensor,
     directions: Tensor,

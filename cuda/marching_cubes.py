@@ -13,6 +13,7 @@ from torch import Tensor
 from .checks import FLOATS, check_device, check_dtype, check_shape
 from .marching_cubes_table import table
 from .native import launch, on_gpu
+from .ops import op
 
 MAX_Z = 65535  # a row's counts are 16-bit
 _PACK = 1 << 20  # block coordinates lie in [-_PACK, _PACK)
@@ -174,7 +175,7 @@ def _nothing(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return new(0, 3), new(0, 3, dtype=torch.int32), new(0, dtype=torch.int64)
 
 
-@torch.library.custom_op("polyfield::marching_cubes", mutates_args=())
+@op("marching_cubes")
 def _marching_cubes(values: Tensor, level: float, with_edges: bool) -> tuple[Tensor, Tensor, Tensor]:
     if min(values.shape) < 2:
         return _nothing(values)
@@ -182,7 +183,7 @@ def _marching_cubes(values: Tensor, level: float, with_edges: bool) -> tuple[Ten
     return lattice.write(lattice.vertices, None, None, with_edges)
 
 
-@torch.library.custom_op("polyfield::marching_cubes_blocks", mutates_args=())
+@op("marching_cubes_blocks")
 def _marching_cubes_blocks(
     values: Tensor, block_coordinates: Tensor, level: float, with_edges: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

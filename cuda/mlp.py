@@ -17,7 +17,8 @@ from . import mlp_tensor
 from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .memory import new_empty
 from .mlp_tensor import MAX_LAYERS  # products: 4 hidden layers and the output
-from .native import eager, has_bfloat16, launch, on_gpu
+from .native import has_bfloat16, launch, on_gpu
+from .ops import op
 
 SAVED_BYTES = 24 << 20
 SAVED_INPUTS = 48
@@ -80,9 +81,7 @@ def mlp(
 def _fused(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], half: torch.dtype | None) -> Tensor:
     tensors = [*weights, *_NONE[len(weights) :], *biases, *_NONE[len(biases) :]]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *tensors))
-    if not eager(inputs):
-        return _mlp(inputs, *tensors, half, keep)[0]
-    return (_Mlp.apply if keep else _forward)(inputs, *tensors, half, keep)[0]
+    return _mlp(inputs, *tensors, half, keep)[0]
 
 
 def _layer_by_layer(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
@@ -179,7 +178,8 @@ def _kernel(name: str, inputs: Tensor, half: torch.dtype | None) -> tuple[str, t
     return name, inputs.dtype, int(half is not None)
 
 
-def _forward(
+@op("mlp")
+def _mlp(
     inputs: Tensor,
     w0: Tensor,
     w1: Tensor | None,
@@ -208,16 +208,14 @@ def _forward(
     return outputs, saved
 
 
-_mlp = torch.library.custom_op("polyfield::mlp", _forward, mutates_args=())
-
-
 @_mlp.register_fake
 def _(inputs, w0, w1, w2, w3, w4, b0, b1, b2, b3, b4, half, keep):
     weights = [w for w in (w0, w1, w2, w3, w4) if w is not None]
     return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), _saved(inputs, weights, half, keep)
 
 
-def _gradients(
+@op("mlp_backward")
+def _mlp_backward(
     grad_outputs: Tensor,
     saved: Tensor,
     inputs: Tensor,
@@ -259,9 +257,6 @@ def _gradients(
     return [inputs.new_empty(0) if g is None else g for g in grads]
 
 
-_mlp_backward = torch.library.custom_op("polyfield::mlp_backward", _gradients, mutates_args=())
-
-
 @_mlp_backward.register_fake
 def _(grad_outputs, saved, inputs, parameters, half, biased, wanted):
     tensors = zip((inputs, *parameters), wanted, strict=True)
@@ -284,19 +279,10 @@ def _backward(ctx, grad_outputs, _):
     saved, inputs, *parameters = ctx.saved_tensors
     need = ctx.needs_input_grad
     wanted = [*need[: 1 + ctx.layers], *(need[1 + MAX_LAYERS : 1 + MAX_LAYERS + ctx.layers] if ctx.biased else ())]
-    call = _gradients if eager(grad_outputs) else _mlp_backward
-    grads = call(grad_outputs, saved, inputs, parameters, ctx.half, ctx.biased, wanted)
+    grads = _mlp_backward(grad_outputs, saved, inputs, parameters, ctx.half, ctx.biased, wanted)
     grads = [g if w else None for g, w in zip(grads, wanted, strict=True)]
     grad_biases = [*grads[1 + ctx.layers :], *gap] if ctx.biased else _NONE
     return *grads[: 1 + ctx.layers], *gap, *grad_biases, None, None
 
 
 _mlp.register_autograd(_backward, setup_context=_setup_context)
-
-
-class _Mlp(torch.autograd.Function):
-    """The op without the dispatcher."""
-
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))

@@ -11,6 +11,7 @@ from torch.nn import functional
 from .memory import new_empty
 from .mlp import _NONE, _check, _dims
 from .native import launch, on_gpu
+from .ops import op
 
 
 def mlp_with_slopes(
@@ -55,7 +56,7 @@ def _arguments(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> t
     return *shape, *weights, *_NONE[len(weights) :], *biases, *_NONE[len(biases) :]
 
 
-@torch.library.custom_op("polyfield::mlp_slopes", mutates_args=())
+@op("mlp_slopes")
 def _mlp_slopes(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> tuple[Tensor, Tensor]:
     inputs = inputs.contiguous()
     outputs, slopes = new_empty(inputs, len(inputs), weights[-1].shape[0]), new_empty(inputs, *inputs.shape)
@@ -68,7 +69,7 @@ def _(inputs, weights, biases):
     return inputs.new_empty(inputs.shape[0], weights[-1].shape[0]), torch.empty_like(inputs)
 
 
-@torch.library.custom_op("polyfield::mlp_slopes_backward", mutates_args=())
+@op("mlp_slopes_backward")
 def _mlp_slopes_backward(
     inputs: Tensor,
     grad_outputs: Tensor,

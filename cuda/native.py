@@ -92,11 +92,6 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda or emulator is not None
 
 
-def eager(tensor: Tensor) -> bool:
-    """Whether an op may do without torch's dispatcher, which costs 0.1 ms each time: a plain tensor, nothing traced."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-
-
 class Table:
     """Sizes and tensors in host memory, eight bytes each, that a kernel reads: on a GPU by value, as ``Inline`` of
     ``include/op.h``. None counts as 0, and so does what lacks to ``length``."""

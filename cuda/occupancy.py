@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
+from .ops import op
 
 
 def _check_resolution(op: str, resolution: int) -> None:
@@ -107,7 +108,7 @@ def mean_density(densities: Tensor) -> float:
     return sums[0] / sums[1] if sums[1] else 0.0
 
 
-@torch.library.custom_op("polyfield::pack_bits", mutates_args=())
+@op("pack_bits")
 def _pack_bits(occupied: Tensor, resolution: int) -> Tensor:
     words = occupied.new_empty(len(occupied), (resolution // 4) ** 3, dtype=torch.int64)
     launch("pack_bits", None, occupied.contiguous(), words, words.numel(), resolution)
@@ -119,7 +120,7 @@ def _(occupied, resolution):
     return occupied.new_empty(occupied.shape[0], (resolution // 4) ** 3, dtype=torch.int64)
 
 
-@torch.library.custom_op("polyfield::pack_densities", mutates_args=())
+@op("pack_densities")
 def _pack_densities(densities: Tensor, threshold: float, resolution: int) -> Tensor:
     words = densities.new_empty(len(densities), (resolution // 4) ** 3, dtype=torch.int64)
     launch("pack_densities", None, densities.contiguous(), threshold, words, words.numel(), resolution)
@@ -131,7 +132,7 @@ def _(densities, threshold, resolution):
     return densities.new_empty(densities.shape[0], (resolution // 4) ** 3, dtype=torch.int64)
 
 
-@torch.library.custom_op("polyfield::brick_states", mutates_args=())
+@op("brick_states")
 def _brick_states(bits: Tensor, resolution: int) -> Tensor:
     bits = bits.contiguous()
     states = bits.new_zeros(bits.numel() + 4, dtype=torch.uint8)
@@ -151,7 +152,7 @@ def _(bits, resolution):
     return bits.new_empty(bits.numel() + 4, dtype=torch.uint8)
 
 
-@torch.library.custom_op("polyfield::occupied_cells", mutates_args=())
+@op("occupied_cells")
 def _occupied_cells(bits: Tensor, resolution: int) -> Tensor:
     bits, bricks = bits.contiguous(), resolution // 4
     rows = len(bits) * bricks * bricks
@@ -168,7 +169,7 @@ def _(bits, resolution):
     return bits.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int32)
 
 
-@torch.library.custom_op("polyfield::cell_points", mutates_args=())
+@op("cell_points")
 def _cell_points(cells: Tensor, offsets: Tensor, resolution: int, half: float) -> Tensor:
     points = torch.empty_like(offsets, memory_format=torch.contiguous_format)
     launch("cell_points", None, cells.contiguous(), offsets.contiguous(), points, len(cells), resolution, half)
@@ -180,7 +181,7 @@ def _(cells, offsets, resolution, half):
     return torch.empty_like(offsets, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("polyfield::locate_cells", mutates_args=())
+@op("locate_cells")
 def _locate_cells(points: Tensor, resolution: int, cascades: int, half: float) -> Tensor:
     cells = points.new_empty(len(points), dtype=torch.int32)
     launch("locate_cells", None, points.contiguous(), cells, len(points), cascades, resolution, half)
@@ -192,7 +193,7 @@ def _(points, resolution, cascades, half):
     return points.new_empty(points.shape[0], dtype=torch.int32)
 
 
-@torch.library.custom_op("polyfield::raise_densities", mutates_args=("densities",))
+@op("raise_densities", mutates=("densities",))
 def _raise_densities(densities: Tensor, cells: Tensor, values: Tensor, decay: float) -> None:
     cells, values, count = cells.contiguous(), values.contiguous(), len(cells)
     if on_gpu(densities):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import check_device, check_dtype, check_shape
 from .native import launch, on_gpu
+from .ops import op
 
 
 def append_packed(
@@ -41,7 +42,7 @@ def append_packed(
     return tensors, ray_indices, ray_offsets
 
 
-@torch.library.custom_op("polyfield::append_packed", mutates_args=())
+@op("append_packed")
 def _append_packed(
     first: list[Tensor], first_offsets: Tensor, second: list[Tensor], second_offsets: Tensor, rays: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:

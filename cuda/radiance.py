@@ -17,6 +17,7 @@ from .checks import check_device, check_dtype, check_range, check_shape
 from .hash_encoding import HashLayout, _add_table_gradient, _check, _compute_dtype, _launch, _levels, hash_encode
 from .mlp import _NONE, MAX_LAYERS, _check_layers, check_tensor_cores, mlp
 from .native import has_bfloat16, launch, on_gpu
+from .ops import op
 
 MAX_LOG_DENSITY = 15.0
 
@@ -134,7 +135,7 @@ def _forward(points, extras, source, density, color, numbers, bfloat16, outputs)
     launch(name, None, points, source, _levels(tuple(numbers), points.device), extras, *outputs, *sizes, *networks)
 
 
-@torch.library.custom_op("polyfield::radiance_density", mutates_args=())
+@op("radiance_density")
 def _radiance_density(
     points: Tensor, table: Tensor, half: Tensor | None, weights: list[Tensor], numbers: list[int], bfloat16: bool
 ) -> Tensor:
@@ -153,7 +154,7 @@ def _(points, table, half, weights, numbers, bfloat16):
     return points.new_empty(points.shape[0])
 
 
-@torch.library.custom_op("polyfield::radiance", mutates_args=())
+@op("radiance")
 def _radiance(
     points: Tensor,
     extras: Tensor,
@@ -207,7 +208,7 @@ def _(points, extras, table, half, table_grad, d0, d1, d2, d3, d4, c0, c1, c2, c
     return _new_outputs(points, *networks, numbers, keep)
 
 
-@torch.library.custom_op("polyfield::radiance_backward", mutates_args=())
+@op("radiance_backward")
 def _radiance_backward(
     extras: Tensor,
     outputs: list[Tensor],
@@ -266,7 +267,7 @@ def _new_grads(outputs, density, color) -> list[Tensor]:
     return [torch.empty_like(t) for t in (features, *density, *color)]
 
 
-@torch.library.custom_op("polyfield::radiance_accumulate_", mutates_args={"table_grad"})
+@op("radiance_accumulate_", mutates=("table_grad",))
 def _accumulate(table_grad: Tensor, points: Tensor, grad_features: Tensor, numbers: list[int]) -> None:
     if on_gpu(points):
         _add_table_gradient(table_grad, points, grad_features, None, numbers)

@@ -19,6 +19,7 @@ from .compositing import prune_packed
 from .hash_encoding import HashLayout, _levels
 from .marching import _check, _longest, _outputs, interval_points, march_grid
 from .native import launch, on_gpu
+from .ops import op
 from .radiance import _check_field, _names, _network, radiance_density
 
 
@@ -114,7 +115,7 @@ def _in_parts(
     return March(starts, ends, indices, offsets, sigmas, prune_packed(alphas, starts, ends, offsets, **limits)[1:])
 
 
-@torch.library.custom_op("polyfield::radiance_march", mutates_args=())
+@op("radiance_march")
 def _radiance_march(
     origins: Tensor,
     directions: Tensor,

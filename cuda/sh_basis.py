@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .checks import FLOATS, check_dtype, check_range, check_shape
 from .native import launch
+from .ops import op
 
 
 def sh_basis(directions: Tensor, degree: int) -> Tensor:
@@ -27,7 +28,7 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
     return _sh_basis(directions, degree)
 
 
-@torch.library.custom_op("polyfield::sh_basis", mutates_args=())
+@op("sh_basis")
 def _sh_basis(directions: Tensor, degree: int) -> Tensor:
     directions = directions.contiguous()
     basis = directions.new_empty(len(directions), (degree + 1) ** 2)
@@ -40,7 +41,7 @@ def _(directions, degree):
     return directions.new_empty(directions.shape[0], (degree + 1) ** 2)
 
 
-@torch.library.custom_op("polyfield::sh_basis_backward", mutates_args=())
+@op("sh_basis_backward")
 def _sh_basis_backward(directions: Tensor, grad_basis: Tensor, degree: int) -> Tensor:
     directions, grad_basis = directions.contiguous(), grad_basis.contiguous()
     grad_directions = torch.empty_like(directions)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import FLOATS, check_contiguous, check_device, check_dtype, check_range, check_shape
 from .native import launch
+from .ops import op
 
 _LANES = 16  # the widest there are
 _FORMATS = {None: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -78,17 +79,12 @@ def sparse_adam_(
     check_range(op, "beta1", beta1, 0, 1)
     check_range(op, "beta2", beta2, 0, 1)
     numbers = (step, lr, beta1, beta2, eps, weight_decay, dense)
-    if torch.compiler.is_compiling():
-        with torch.no_grad():
-            _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, *numbers, column_rates)
-        return
-    # An optimizer steps many small tensors: the dispatcher would take longer than the kernel.
-    _update(param, grad, exp_avg, exp_avg_sq, half, *numbers, column_rates)
-    changed = (param, exp_avg, exp_avg_sq, *(() if dense else (grad,)), *(() if half is None else (half,)))
-    torch.autograd.graph.increment_version(changed)
+    with torch.no_grad():
+        _sparse_adam(param, grad, exp_avg, exp_avg_sq, half, *numbers, column_rates)
 
 
-def _update(
+@op("sparse_adam_", mutates=("param", "grad", "exp_avg", "exp_avg_sq", "half"))
+def _sparse_adam(
     param: Tensor,
     grad: Tensor,
     exp_avg: Tensor,
@@ -125,11 +121,6 @@ def adam_rates(
         width = len(column_rates)
         columns = column_rates.repeat(1 + -(-_LANES // width))[: width + _LANES].contiguous()
     return beta1, beta2, step_size, root_correction, eps, lr * weight_decay, columns, width
-
-
-_sparse_adam = torch.library.custom_op(
-    "polyfield::sparse_adam_", _update, mutates_args={"param", "grad", "exp_avg", "exp_avg_sq", "half"}
-)
 
 
 @_sparse_adam.register_fake

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .checks import FLOATS, check_device, check_dtype, check_range, check_shape
 from .native import launch, on_gpu
+from .ops import op
 
 ROWS = 7  # of a state, as in the kernel
 DEPTH, LOW_F, STEEP, PHASE = 0, 2, 5, 6
@@ -128,7 +129,7 @@ def sphere_trace_keep(rays: Tensor, state: Tensor, points: Tensor) -> tuple[Tens
     return (rays, state, points) if kept > FEWER * len(rays) else _keep(places, rays, state, points, kept)
 
 
-@torch.library.custom_op("polyfield::sphere_trace_step", mutates_args=("state", "points", "depths", "openness"))
+@op("sphere_trace_step", mutates=("state", "points", "depths", "openness"))
 def _step(
     values: Tensor,
     rays: Tensor,
@@ -153,7 +154,7 @@ def _(values, rays, origins, directions, near, far, tolerance, relaxation, state
     return None
 
 
-@torch.library.custom_op("polyfield::sphere_trace_keep", mutates_args=())
+@op("sphere_trace_keep")
 def _keep(places: Tensor, rays: Tensor, state: Tensor, points: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
     fewer = rays.new_empty(kept), state.new_empty(ROWS, kept), points.new_empty(kept, 3)
     launch("sphere_trace_keep", state.dtype, places, rays, state, points, *fewer, kept, len(rays))

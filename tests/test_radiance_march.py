@@ -186,4 +186,6 @@ def test_opcheck():
     arguments = (view.origins, view.directions, view.near, view.far, None, occupancy.bits, occupancy.states, box)
     network = (made.encoding.table.detach(), None, [w.detach() for w in made.density_network.weights])
     numbers = (32, 1.0, 0.02, 0.0, 1e-3, 1e-3, False)
-    torch.library.opcheck(module._radiance_march, (*arguments, *network, made.encoding.layout._numbers, *numbers))
+    torch.library.opcheck(
+        torch.ops.polyfield.radiance_march.default, (*arguments, *network, made.encoding.layout._numbers, *numbers)
+    )

@@ -434,12 +434,19 @@ template <class P>
 PF_MATMUL_TARGET void convert(const typename P::Real* x, int64_t n, int C, typename P::Unit* rows, int64_t ld,
                               typename P::Unit* pairs, int64_t ld_pairs, bool rounded) {
   using T = typename P::Real;
-  for (int64_t i = 0; i < n; i += P::PAIR)
-    for (int j = 0; j < C; j += LANES) {
+  for (int64_t i = 0; i < n; i += P::PAIR) {
+    int j = 0;
+    for (; i + P::PAIR <= n && j + 2 * LANES <= C; j += 2 * LANES) {
+      Lane<T> v[P::PAIR][2];
+      for_block<P::PAIR, 2>([&](auto m, auto w) PF_EACH { v[m][w] = load(x + (i + m) * C + j + w * LANES); });
+      P::write(v, rows, ld, pairs, ld_pairs, i, j, rounded);
+    }
+    for (; j < C; j += LANES) {
       Lane<T> v[P::PAIR][1];
       for (int m = 0; m < P::PAIR; ++m) v[m][0] = i + m < n ? load_columns(x + (i + m) * C + j, C - j) : Lane<T>(T(0));
       P::write(v, rows, ld, pairs, ld_pairs, i, j, rounded);
     }
+  }
 }
 
 }  // namespace

@@ -203,6 +203,7 @@ struct Forward {
     U* keep[MAX_LAYERS + 1] = {};
     for (int l = saved.from; l < net.layers; ++l) keep[l] = saved.at(net, l, i);
     Ahead ahead;
+    ahead.add(outputs + i * out, count * out * int64_t(sizeof(T)));
     if (i + TILE < n) {
       ahead.add(inputs + (i + TILE) * in, TILE * in * int64_t(sizeof(T)));
       saved.fetch(net, i + TILE, ahead);
