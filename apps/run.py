@@ -159,6 +159,7 @@ class Run:
     step: int
     elapsed: float
     intrinsics: Mapping[str, Tensor] = field(default_factory=dict)  # as refined: see ``apps.intrinsics``
+    has_photographs: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -167,12 +168,19 @@ class Run:
 
     @property
     def of_shape(self) -> bool:
-        """Whether it was fitted to a shape rather than to photographs: only ``tracing`` draws it."""
+        """Whether it was fitted to a shape: only ``tracing`` draws it."""
         return hasattr(self.asked.config, "open_data")
 
     def scene(self) -> Scene:
-        """The photographs or the shape it was fitted to, read again from where they were; with refined intrinsics."""
+        """The photographs or the shape it was fitted to, read again from where they were; with refined intrinsics.
+
+        Raises UserError if there never were any.
+        """
         asked = self.asked
+        if not (self.has_photographs or self.of_shape):
+            raise UserError(
+                f"{asked.data}: expected a run with its photographs, got a file of Gaussians, which has none"
+            )
         scene = open_data(asked.config, asked.data, asked.downscale, asked.masks)
         return with_refined(asked.config.prepare(scene), self.intrinsics)
 
@@ -193,16 +201,20 @@ def save_scene(folder: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     save_tensors(folder / "scene.safetensors", tensors, metadata)
 
 
-def open_run(folder: Path | str, device: str | torch.device = "auto") -> Run:
-    """Open a run's fitted scene; while it is still being fitted, its newest checkpoint.
+def open_run(folder: Path | str, device: str | torch.device = "auto", *, up: str = "-y") -> Run:
+    """Open a run's fitted scene; while it is still being fitted, its newest checkpoint. Or a file of Gaussians.
 
     ``device``: as ``--device`` has it, see ``devices.choose_device``; it need not be the one that it was fitted on.
+    ``up``: the axis that points up in a file of Gaussians.
 
     Raises UserError if the folder is no run, nothing has been fitted yet, or the device cannot be used.
     """
     from .checkpoint import load_newest
+    from .splat_file import is_splat_file, open_splat_file
 
     folder = Path(folder)
+    if is_splat_file(folder):
+        return open_splat_file(folder, choose_device(device), up)
     asked = Asked.load(folder)
     path = folder / "scene.safetensors"
     loaded = load_tensors(path) if path.is_file() else load_newest(folder / "checkpoints")
@@ -216,4 +228,5 @@ def open_run(folder: Path | str, device: str | torch.device = "auto") -> Run:
         part.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     renderer.eval()
     refined = {k.partition(".")[2]: v for k, v in tensors.items() if k.startswith("intrinsics.")}
-    return Run(folder, asked, model, renderer, int(metadata["step"]), float(metadata["elapsed"]), refined)
+    step, elapsed = int(metadata["step"]), float(metadata["elapsed"])
+    return Run(folder, asked, model, renderer, step, elapsed, refined, not hasattr(asked.config, "open_data"))

@@ -49,8 +49,8 @@ def drawn(run: Run, *, trace: bool = False, lighting: Lighting = PLAIN) -> Run:
     return replace(run, renderer=tracer_for(run.field, run.renderer, run.asked.facts.up, lighting))
 
 
-def orbit_of_shape(up: Tensor, frames: int, side: int = SIDE) -> list[Camera]:
-    """Once around the ball that a shape lies in, in the scene's frame; square pictures."""
+def orbit_around(up: Tensor, frames: int, side: int = SIDE) -> list[Camera]:
+    """Once around the ball about the region of interest, in the scene's frame; square pictures."""
     poses = transforms.orbit(torch.zeros(3), RADIUS, frames, ELEVATION, up.float())
     return [Camera.perspective(side, side, FOV, pose) for pose in poses]
 
@@ -77,7 +77,7 @@ class ShapePreviews:
         """Rows of shaded, normals and depth; a column for each view."""
         tracer = tracer_for(self.field, self.renderer, self.up)
         columns = []
-        for camera in orbit_of_shape(torch.tensor(self.up), views, side):
+        for camera in orbit_around(torch.tensor(self.up), views, side):
             pixels = tracer.render(self.field, camera).pixels  # type: ignore[arg-type]
             assert pixels.colors is not None and pixels.normals is not None
             assert pixels.depths is not None and pixels.alphas is not None

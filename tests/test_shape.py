@@ -107,7 +107,7 @@ def test_render_goes_around_a_shape(torus_run, tmp_path):
 @pytest.mark.parametrize("views", ["test", "train", "spiral"])
 def test_views_of_photographs_are_refused(torus_run, capsys, views):
     assert main(["render", str(torus_run.folder), "--views", views]) == 2
-    assert f"render: --views {views}: expected photographs, got a run of a shape; use orbit" in capsys.readouterr().err
+    assert f"render: --views {views}: expected photographs, got a run without any; use orbit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "up", "axis"), [("a.obj", "auto", 1), ("a.ply", "auto", 2), ("a.ply", "x", 0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -67,18 +67,19 @@ def run(
     shadows: bool = False,
     occlusion: bool = False,
     oversampling: int | None = None,
+    up: Literal["-y", "y", "z"] = "-y",
     device: str = "auto",
 ) -> None:
     """Render RUN to a folder of PNG files, or to one MP4 per channel if the output ends in .mp4.
 
     Args:
-        run: folder that ``polyfield fit`` made.
-        output: folder or .mp4 file; by default RUN/renders.
+        run: folder that ``polyfield fit`` made, or a file of Gaussians, whoever made it.
+        output: folder or .mp4 file; by default RUN/renders, of FILE.ply FILE/renders.
         views: held-out or training views, an orbit around the scene, a spiral about a view, or a recorded path; by
-            default the held-out views, of a shape an orbit.
+            default the held-out views, an orbit where there are no photographs.
         path: camera path recorded in the viewer, with --views path.
         channels: any of color, depth, normal, alpha, and shaded where surfaces are traced.
-        frames: number of pictures of an orbit, spiral or path; by default 120, of a shape 8 if they are no film.
+        frames: number of pictures of an orbit, spiral or path; by default 120, or 8 without photographs and film.
         fps: of the MP4.
         width: of the pictures; by default the photographs'.
         height: of the pictures.
@@ -86,6 +87,7 @@ def run(
         shadows: of a traced surface: let it stand in the sun's way.
         occlusion: of a traced surface: darken what neighbours surround.
         oversampling: rays along a pixel, whose mean it shows; by default 2 (so 4 rays), of Gaussians 1.
+        up: which axis points up in a file of Gaussians.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ..devices import enough_memory
@@ -97,12 +99,12 @@ def run(
     if views is Views.PATH and path is None:
         raise UserError("render: --views path: expected --path FILE as well; record one with `polyfield view`")
     check_least("render", frames=(frames, 1), oversampling=(oversampling, 1))
-    opened = renderer.of(open_run(run, device), shadows, occlusion, "render")
+    opened = renderer.of(open_run(run, device, up=up), shadows, occlusion, "render")
     if Channel.SHADED in channels and not hasattr(opened.renderer, "lighting"):
         raise UserError("render: --channels shaded: expected --renderer trace as well, got auto; add it")
-    output = output or run / "renders"
-    views = views or (Views.ORBIT if opened.of_shape else Views.TEST)
-    frames = frames or (8 if opened.of_shape and output.suffix.lower() != ".mp4" else 120)
+    output = output or opened.folder / "renders"
+    views = views or (Views.TEST if opened.has_photographs else Views.ORBIT)
+    frames = frames or (8 if not opened.has_photographs and output.suffix.lower() != ".mp4" else 120)
     cameras = _sized(_cameras(opened, views, path, frames), width, height)
     with enough_memory("render", opened.device, "lower --width or --height"):
         written = _write(opened, cameras, output, channels, fps, oversampling)
@@ -114,18 +116,18 @@ def _cameras(run: Any, views: Views, path: Path | None, frames: int) -> list[tup
 
     from .. import camera_path
     from ..errors import UserError
-    from ..tracing import orbit_of_shape
+    from ..tracing import orbit_around
 
     if views is Views.PATH and path is not None:
         cameras = camera_path.load_camera_path(path, frames, run.asked.facts.matrix)
         return _numbered(cameras)
-    if run.of_shape:
+    if not run.has_photographs:
         if views is not Views.ORBIT:
             raise UserError(
-                f"render: --views {views.value}: expected photographs, got a run of a shape; use orbit, or record a "
+                f"render: --views {views.value}: expected photographs, got a run without any; use orbit, or record a "
                 "path with `polyfield view` and give it by --path"
             )
-        return _numbered(orbit_of_shape(torch.tensor(run.asked.facts.up), frames))
+        return _numbered(orbit_around(torch.tensor(run.asked.facts.up), frames))
     scene = run.scene()
     if views in (Views.TEST, Views.TRAIN):
         return [(Path(f.name).stem, f.camera) for f in (scene.test if views is Views.TEST else scene.train)]
