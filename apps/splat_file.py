@@ -56,14 +56,14 @@ def frame_of(gaussians: Gaussians) -> tuple[Tensor, int]:
     """The scene's frame, (4, 4) scene_to_world float64, in which most of the opaque Gaussians lie in the unit ball; and
     how often that doubles until it holds all but a few.
 
-    The middle is their median. An object's ball holds 98 % of them; where a background makes that more than twice the
-    size of what holds 75 %, twice that size is taken.
+    The middle is their median. An object's ball holds 98 % of them and a little more; where a background makes that more
+    than twice the size of what holds 75 %, twice that size is taken.
     """
     opaque = gaussians.logit_opacities.sigmoid() > OPAQUE
     means = (gaussians.means[opaque] if bool(opaque.any()) else gaussians.means).double()
     middle = means.median(0).values
     away = (means - middle).norm(dim=-1).sort().values
     share = lambda p: float(away[min(len(away) - 1, int(p * len(away)))])  # noqa: E731
-    half = max(min(share(0.98), 2 * share(0.75)), 1e-6)
+    half = max(min(1.1 * share(0.98), 2 * share(0.75)), 1e-6)
     cascades = 1 + math.ceil(math.log2(max(1.0, share(0.999) / half)))
     return similarity(half, torch.eye(3, dtype=torch.float64), middle), min(cascades, MOST_CASCADES)
