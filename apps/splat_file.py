@@ -56,8 +56,8 @@ def frame_of(gaussians: Gaussians) -> tuple[Tensor, int]:
     """The scene's frame, (4, 4) scene_to_world float64, in which most of the opaque Gaussians lie in the unit ball; and
     how often that doubles until it holds all but a few.
 
-    The middle is their median. An object's ball holds 98 % of them and a little more; where a background makes that more
-    than twice the size of what holds 75 %, twice that size is taken.
+    The middle is their median. An object's ball holds 98 % of them and a little more; where a background makes that
+    more than twice the size of what holds 75 %, twice that size is taken.
     """
     opaque = gaussians.logit_opacities.sigmoid() > OPAQUE
     means = (gaussians.means[opaque] if bool(opaque.any()) else gaussians.means).double()
