@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..datasets.point_files import read_oriented
 from ..fields.protocols import Distance, Primitives
-from ..geometry import Aabb, Mesh
+from ..geometry import Aabb, Camera, Mesh
 from ..geometry.depth_fusion import blocks_with, fuse_depths
 from ..geometry.dual_contouring import dual_contour
 from ..geometry.dual_mesh import dual_mesh
@@ -26,7 +26,9 @@ from ..renderers.splat import SplatRenderer
 from .devices import CPU, free_memory
 from .errors import UserError
 from .oriented_points import oriented_points
+from .tracing import orbit_around
 
+ELEVATIONS, AROUND = (-0.6, -0.1, 0.4, 0.9, 1.4), 16  # radians; cameras at each
 RAYS = 24  # per cell of a box's face: of what Poisson reconstruction goes by
 
 
@@ -43,12 +45,20 @@ def zero_set(run: Any, bounds: Aabb, resolution: int, *, signs: bool = False) ->
 
 def fused_views(run: Any, bounds: Aabb, resolution: int, cascades: int = 1) -> Mesh:
     """The surface that the depths of the training views show, once rendered; with their colours, scene frame."""
-    cameras = [frame.camera for frame in run.scene().train]
+    cameras = _cameras(run)
     draw = run.renderer.render
     if isinstance(run.renderer, SplatRenderer):
         draw = partial(draw, median_depths=True)
     views = (draw(run.field, camera).pixels for camera in cameras)
     return fuse_depths(cameras, views, bounds, float(bounds.extent.max()) / resolution, cascades=cascades)
+
+
+def _cameras(run: Any) -> list[Camera]:
+    """Of the training views; of a file of Gaussians, which has none, all around the region of interest."""
+    if run.has_photographs:
+        return [frame.camera for frame in run.scene().train]
+    up = torch.tensor(run.asked.facts.up)
+    return [camera for angle in ELEVATIONS for camera in orbit_around(up, AROUND, elevation=angle)]
 
 
 def through_views(run: Any, bounds: Aabb, resolution: int, trim: float) -> Mesh:

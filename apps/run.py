@@ -171,13 +171,18 @@ class Run:
         """Whether it was fitted to a shape: only ``tracing`` draws it."""
         return hasattr(self.asked.config, "open_data")
 
+    @property
+    def of_file(self) -> bool:
+        """Whether it is a file of Gaussians."""
+        return not (self.has_photographs or self.of_shape)
+
     def scene(self) -> Scene:
         """The photographs or the shape it was fitted to, read again from where they were; with refined intrinsics.
 
         Raises UserError if there never were any.
         """
         asked = self.asked
-        if not (self.has_photographs or self.of_shape):
+        if self.of_file:
             raise UserError(
                 f"{asked.data}: expected a run with its photographs, got a file of Gaussians, which has none"
             )

@@ -32,6 +32,15 @@ def is_splat_file(path: Path) -> bool:
     return not path.is_dir() and any(path.name.lower().endswith(suffix) for suffix in suffixes())
 
 
+def holds_gaussians(path: Path) -> bool:
+    """The same of a file where points or meshes may be meant: a .ply must say so."""
+    if path.suffix.lower() != ".ply":
+        return is_splat_file(path)
+    with path.open("rb") as file:
+        header = file.read(1 << 14).split(b"end_header", 1)[0].split()
+    return b"rot_0" in header or b"chunk" in header
+
+
 def open_splat_file(path: Path, device: torch.device, up: str = "-y") -> Run:
     """Its Gaussians and what draws them, as a run. ``up``: as for ``load_gaussians``.
 

@@ -49,9 +49,9 @@ def drawn(run: Run, *, trace: bool = False, lighting: Lighting = PLAIN) -> Run:
     return replace(run, renderer=tracer_for(run.field, run.renderer, run.asked.facts.up, lighting))
 
 
-def orbit_around(up: Tensor, frames: int, side: int = SIDE) -> list[Camera]:
+def orbit_around(up: Tensor, frames: int, side: int = SIDE, elevation: float = ELEVATION) -> list[Camera]:
     """Once around the ball about the region of interest, in the scene's frame; square pictures."""
-    poses = transforms.orbit(torch.zeros(3), RADIUS, frames, ELEVATION, up.float())
+    poses = transforms.orbit(torch.zeros(3), RADIUS, frames, elevation, up.float())
     return [Camera.perspective(side, side, FOV, pose) for pose in poses]
 
 

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 from polyfield.apps.__main__ import main
 from polyfield.apps.run import open_run
-from polyfield.apps.splat_file import frame_of
+from polyfield.apps.splat_file import frame_of, holds_gaussians
 from polyfield.geometry.gaussian_transforms import transform
 from polyfield.geometry.gaussians import Gaussians
+from polyfield.geometry.mesh_io import load_mesh
 from polyfield.geometry.splat_io import load_gaussians, save_gaussians
 
 from .splat_samples import sample
@@ -62,6 +63,24 @@ def test_rendered(file, capsys):
         picture = np.asarray(Image.open(path)).astype(int)
         assert (picture[32, 32] > [150, -1, -1]).all() and (picture[32, 32, 1:] < 60).all()
         assert not picture[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+
+
+def test_meshed_from_all_around(file):
+    """A closed ball in the file's units; in .glb files +y is up."""
+    assert main(["extract", str(file), "--resolution", "48", "--device", "cpu"]) == 0
+    mesh = load_mesh(file.parent / "ball" / "mesh.glb", up="-y")
+    away = (mesh.vertices - torch.tensor([5.0, -3.0, 2.0])).norm(dim=1)
+    assert 0.65 < float(away.mean()) < 0.8 and float((away - 0.72).abs().max()) < 0.2
+    assert bool((mesh.colors[:, 0] > mesh.colors[:, 1] + 0.3).float().mean() > 0.95)
+
+
+def test_a_ply_of_points_is_not_taken_for_gaussians(tmp_path, file):
+    points = tmp_path / "points.ply"
+    points.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\n"
+                      "end_header\n0 0 0\n")  # fmt: skip
+    assert holds_gaussians(file) and not holds_gaussians(points)
+    save_gaussians(tmp_path / "small.compressed.ply", ball())
+    assert holds_gaussians(tmp_path / "small.compressed.ply")
 
 
 @pytest.mark.parametrize("name", ["scene.spz", "scene.splat", "scene.sog", "scene.glb"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -35,29 +35,33 @@ def run(
     texture: int | None = None,
     texture_from: TextureSource | None = None,
     normal_map: bool = False,
+    up: Literal["-y", "y", "z"] = "-y",
     device: str = "auto",
 ) -> None:
     """Write RUN's surface to a .glb, .ply or .obj file.
 
     Args:
-        run: folder that ``polyfield fit`` made; or a .ply file of points with normals, which poisson meshes.
-        output: the mesh file; by default RUN/mesh.glb.
+        run: folder that ``polyfield fit`` made; or a file of Gaussians, whoever made it; or a .ply file of points with
+            normals, which poisson meshes.
+        output: the mesh file; by default RUN/mesh.glb, of a file FILE/mesh.glb.
         options: of the mesh.
         texture: texels along each side of a texture, instead of colours of vertices; .glb holds it, beside an .obj
             lie .mtl and .png. Laying out the mesh takes about 30 s per 100,000 triangles: see --target-faces.
         normal_map: with --texture, the directions of the field's gradients as a normal map: for decimated meshes.
         texture_from: what the texture shows: the field (by default), or the photographs, blended by how well they see
             each point.
+        up: which axis points up in a file of Gaussians.
         device: auto (the GPU if it can be used), cpu, cuda or cuda:N.
     """
     from ...geometry.mesh_io import save_mesh
     from ..devices import CPU, enough_memory
     from ..run import open_run
+    from ..splat_file import holds_gaussians
 
-    points = run.is_file()
+    points = run.is_file() and not holds_gaussians(run)
     if points:
         _check_for_points(output, options, texture)
-    output = output or run / "mesh.glb"
+    output = output or (run.with_suffix("") if run.is_file() else run) / "mesh.glb"
     if output.suffix.lower() not in MESH_ENDINGS:
         raise UserError(
             f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
@@ -67,15 +71,17 @@ def run(
     elif normal_map or texture_from is not None:
         name = "--normal-map" if normal_map else "--texture-from"
         raise UserError(f"extract: {name}: expected --texture as well, got none; say how large, as --texture 2048")
-    opened = None if points else open_run(run, device)
+    opened = None if points else open_run(run, device, up=up)
     where = CPU if opened is None else opened.device
     with warnings.catch_warnings(), enough_memory("extract", where, "lower --resolution or --crop"):
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         mesh = _mesh_points(run, options) if opened is None else _mesh_run(opened, options)
     try:
         files = [output]
+        if run.is_file():
+            output.parent.mkdir(parents=True, exist_ok=True)
         if texture is None:
-            save_mesh(mesh, output)
+            save_mesh(mesh, output, up=up if opened is not None and opened.of_file else "z")
         else:
             files = _save_textured(opened, mesh, output, texture, texture_from or TextureSource.FIELD, normal_map)
     except OSError as error:

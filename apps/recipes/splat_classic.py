@@ -46,6 +46,7 @@ class Config(splat.Config):
     """3D Gaussian Splatting with the published density control, under a hard cap."""
 
     first: FirstGaussians = field(default_factory=lambda: FirstGaussians(opacity=0.1, scale=1.0))
+    rates: splat.RatesConfig = splat.RatesConfig(higher_bands=0.05)
     classic: ClassicControl = ClassicControl()
     opacity: MeanOpacity = MeanOpacity(weight=0.0)
     scale: MeanScale = MeanScale(weight=0.0)
