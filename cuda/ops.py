@@ -41,8 +41,8 @@ class Op:
             return self.traced(*arguments) if self.node is None else self.node.apply(*arguments)
         results = self.run(*arguments)
         if self.mutated:
-            changed = [arguments[i] for i in self.mutated if arguments[i] is not None]
-            torch.autograd.graph.increment_version(changed)
+            changed = [arguments[i] for i in self.mutated]
+            torch.autograd.graph.increment_version([x for x in changed if x is not None and not x.is_inference()])
         return results
 
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:

@@ -67,6 +67,13 @@ def test_changes_in_place_are_known_to_autograd(watched):
         product.backward()
 
 
+def test_changes_in_place_in_inference_mode():
+    with torch.inference_mode():
+        param, grad, m, v = torch.ones(4), torch.ones(4), torch.zeros(4), torch.zeros(4)
+        sparse_adam_(param, grad, m, v, step=1, lr=0.1)
+    assert float(param[0]) == pytest.approx(0.9)
+
+
 def test_plain_tensors_alone_are_eager():
     assert eager(torch.ones(2)) and eager(torch.nn.Parameter(torch.ones(2)))
     assert not eager(torch._subclasses.FakeTensorMode().from_tensor(torch.ones(2)))
