@@ -82,6 +82,19 @@ def pair(
     return medians[0], medians[-1]
 
 
+def blocks(
+    ours: Callable[[], object], reference: Callable[[], object], *, rounds: int = 3, budget: float = 2.0, least: int = 5
+) -> tuple[float, float]:
+    """Median wall times of two calls, each in blocks of its own that alternate: (ours, reference).
+
+    For what runs again and again in a fit. A reference that takes hundreds of megabytes leaves the next call's memory
+    cold and returned to the system, call by call: then that is what would be measured.
+    """
+    times = [[seconds(call, budget=budget, least=least) for call in (ours, reference)] for _ in range(rounds)]
+    mine, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    return mine, theirs
+
+
 def fma_peak() -> float:
     """Float32 operations per second of this machine's multiply-add units, with the threads in use."""
     threads, rounds = torch.get_num_threads(), 2_000_000

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tests.reference import hash_encode as reference
 
-from ..measure import Row, pair, seconds
+from ..measure import Row, blocks, seconds
 from ..scenes import points_along_rays
 
 POINTS = 65536
@@ -51,6 +51,6 @@ def run(device: str) -> Iterator[Row]:
 
     name = "signed distance, L16 F2 T2^19, value + gradient"
     yield Row(f"{name}, forward", None, seconds(forward) / POINTS * 1e9, "ns/point", "")
-    ours, theirs = pair(both, slow, budget=8)
+    ours, theirs = blocks(both, slow)
     peer = "torch reference, double backward"
     yield Row(f"{name}, Eikonal, forward + backward", theirs / ours, ours / POINTS * 1e9, "ns/point", peer, "20x")

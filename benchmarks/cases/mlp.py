@@ -1,7 +1,4 @@
-"""Fused networks against the processor's multiply-add peak, torch's layers, and bfloat16 against float32.
-
-Shares of the peak are timed alone; in turns with torch's layers, which sweep the caches, ours wait for memory too.
-"""
+"""Fused networks against the processor's multiply-add peak, torch's layers, and bfloat16 against float32."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from polyfield.cuda.mlp import mlp
 
 from tests.reference import mlp as reference
 
-from ..measure import Row, fma_peak, pair, seconds
+from ..measure import Row, blocks, fma_peak, seconds
 
 SAMPLES = 65536
 NETS = {"32-64-16": (32, 64, 16), "32-64-64-3": (32, 64, 64, 3)}
@@ -41,7 +38,7 @@ def run(device: str) -> Iterator[Row]:
             time = seconds(call)
             share = work * operations / time / peak
             yield Row(f"mlp {name}, {label}", share, time / SAMPLES * 1e9, "ns/sample", "of the peak", aim)
-        ours, torchs = pair(both, lambda both=both: both(reference.mlp))
+        ours, torchs = blocks(both, lambda both=both: both(reference.mlp))
         yield Row(
             f"mlp {name}, forward + backward, vs torch",
             torchs / ours,
@@ -50,7 +47,7 @@ def run(device: str) -> Iterator[Row]:
             "torch reference",
         )
         if native.has_bfloat16():
-            half, full = pair(lambda both=both: both(bfloat16=True), both)
+            half, full = blocks(lambda both=both: both(bfloat16=True), both)
             yield Row(
                 f"mlp {name} bfloat16, forward + backward",
                 full / half,
