@@ -77,13 +77,15 @@ def run(
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         mesh = _mesh_points(run, options) if opened is None else _mesh_run(opened, options)
     try:
-        files = [output]
-        if run.is_file():
+        files, axis = [output], "z"
+        if opened is not None and opened.of_file:
             output.parent.mkdir(parents=True, exist_ok=True)
+            axis = up
         if texture is None:
-            save_mesh(mesh, output, up=up if opened is not None and opened.of_file else "z")
+            save_mesh(mesh, output, up=axis)
         else:
-            files = _save_textured(opened, mesh, output, texture, texture_from or TextureSource.FIELD, normal_map)
+            source = texture_from or TextureSource.FIELD
+            files = _save_textured(opened, mesh, output, texture, source, normal_map, axis)
     except OSError as error:
         raise UserError(f"extract: --output: {output} could not be written ({error}); choose another file") from error
     low, high = mesh.vertices.min(0).values, mesh.vertices.max(0).values
@@ -118,7 +120,9 @@ def _check_textured(output: Path, size: int) -> None:
         )
 
 
-def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: TextureSource, normal_map: bool) -> list[Path]:
+def _save_textured(
+    run: Any, mesh: Any, output: Path, size: int, source: TextureSource, normal_map: bool, up: str
+) -> list[Path]:
     from ...geometry.textured_mesh import save_textured
     from ..devices import enough_memory
     from ..texturing import texture_mesh
@@ -126,7 +130,7 @@ def _save_textured(run: Any, mesh: Any, output: Path, size: int, source: Texture
     print(f"laying out {len(mesh.faces)} triangles and baking {size} x {size} texels from the {source.value} ...")
     with enough_memory("extract", run.device, "ask for a smaller --texture"):
         textured = texture_mesh(run, mesh, size, source, normal_map=normal_map)
-        return save_textured(textured, output)
+        return save_textured(textured, output, up=up)
 
 
 def extract_mesh(run: Any, **options: Any) -> Any:
