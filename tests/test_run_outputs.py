@@ -102,7 +102,7 @@ def test_a_surface_that_meets_the_bounds_is_noted(run, tmp_path, capsys):
     )
     opened.renderer.occupancy.bits.fill_(-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polyfield.apps.run.open_run", lambda *_: opened)
+        patch.setattr("polyfield.apps.run.open_run", lambda *_, **__: opened)
         assert main(["extract", str(run), *options]) == 0
     said = capsys.readouterr().err
     assert said == "note: isosurface: the surface meets the bounds and is cut open there\n"
