@@ -13,7 +13,7 @@ import trimesh
 from polyfield.apps.images import save_png
 from polyfield.apps.mesh_options import Method
 from polyfield.apps.recipes import shape
-from polyfield.apps.tracing import drawn, orbit_of_shape
+from polyfield.apps.tracing import drawn, orbit_around
 from polyfield.renderers.shading import Lighting
 
 import polyfield
@@ -29,7 +29,7 @@ def main(data: str = "washer", seconds: float = 60) -> None:
     mesh = polyfield.extract_mesh(run, method=Method.DUAL, resolution=128)
     polyfield.save_mesh(mesh, folder / "mesh.glb")
     shown = drawn(run, lighting=Lighting(shadows=True, occlusion=True))
-    camera = orbit_of_shape(torch.tensor(run.asked.facts.up), frames=8, side=600)[1]
+    camera = orbit_around(torch.tensor(run.asked.facts.up), frames=8, side=600)[1]
     save_png(folder / "traced.png", shown.renderer.render(shown.field, camera).pixels.colors)
     print(f"{folder}/mesh.glb ({len(mesh.faces)} triangles) and {folder}/traced.png")
 
