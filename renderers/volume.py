@@ -163,11 +163,11 @@ class VolumeRenderer(nn.Module):
 
     def _wave(self, field: Field, rays: Rays, jitter: Tensor | None, most: int) -> tuple[Samples, Tensor]:
         samples = self.occupancy.march(rays, **self._pace(), jitter=jitter, max_samples=most)
-        points, most = samples.positions(rays), self.config.chunk_intervals
+        points, chunk = samples.positions(rays), self.config.chunk_intervals
         with torch.no_grad():
-            if self.training or len(points) <= most:
+            if self.training or len(points) <= chunk:
                 return samples, field.query(points).values
-            return samples, torch.cat([field.query(some).values for some in points.split(most)])
+            return samples, torch.cat([field.query(some).values for some in points.split(chunk)])
 
     def _alphas(self, rays: Rays, samples: Samples, values: Tensor) -> Tensor:
         with torch.no_grad():

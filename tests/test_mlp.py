@@ -145,7 +145,9 @@ def test_only_the_gradients_that_are_needed(needed, bfloat16):
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_recomputed_hidden_layers_give_the_same_gradients(monkeypatch, bfloat16):
+    monkeypatch.setattr(module, "SAVED_INPUTS", 0)
     arguments = case((19, 64, 32, 112, 5), 1501, torch.float32)
+    assert module._first_saved(module._saved(*arguments[:2], None, True), *arguments[:2]) == 1, "all of them"
     saved = results(mlp, *arguments, bfloat16=bfloat16)
     for budget in (0, 400_000, 700_000):  # none of them, or only the deepest
         monkeypatch.setattr(module, "SAVED_BYTES", budget)
@@ -168,6 +170,12 @@ def test_deterministic_for_any_number_of_threads(bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
     if not bfloat16:
         assert_near(runs[0], results(reference.mlp, *as_double(*arguments)), 1e-5)
+
+
+def test_layers_with_few_inputs_are_computed_again():
+    inputs, weights, *_ = case((32, 64, 64, 3), 10, torch.float32)
+    assert module._first_saved(module._saved(inputs, weights, None, True), inputs, weights) == 2
+    assert not module._saved(inputs, weights, None, False).numel()
 
 
 def test_no_grad_saves_nothing():

@@ -7,6 +7,8 @@ from PIL import Image
 from polyfield.apps.__main__ import main
 from polyfield.apps.run import open_run
 from polyfield.apps.splat_file import frame_of, holds_gaussians
+from polyfield.apps.viewer import view_run
+from polyfield.apps.viewer.cameras import Pose
 from polyfield.geometry.gaussian_transforms import transform
 from polyfield.geometry.gaussians import Gaussians
 from polyfield.geometry.mesh_io import load_mesh
@@ -72,6 +74,21 @@ def test_meshed_from_all_around(file):
     away = (mesh.vertices - torch.tensor([5.0, -3.0, 2.0])).norm(dim=1)
     assert 0.65 < float(away.mean()) < 0.8 and float((away - 0.72).abs().max()) < 0.2
     assert bool((mesh.colors[:, 0] > mesh.colors[:, 1] + 0.3).float().mean() > 0.95)
+
+
+def test_the_viewer_shows_its_mesh_where_it_is_and_keeps_a_camera_path(file):
+    assert main(["extract", str(file), "--resolution", "32", "--device", "cpu"]) == 0
+    viewer = view_run(open_run(file, "cpu"), port=0)
+    try:
+        glb = file.parent / "shown.glb"
+        glb.write_bytes(viewer.mesh_glb()[0])
+        viewer.recorder.add(Pose((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -3.0), 0.8), 64, 48)
+        saved = viewer.recorder.save()
+    finally:
+        viewer.stop()
+    away = load_mesh(glb, up="y").vertices.norm(dim=1)
+    assert 0.8 < float(away.mean()) < 1.1, "in the scene's frame"
+    assert saved == file.parent / "ball" / "camera_path.json" and saved.is_file()
 
 
 def test_a_ply_of_points_is_not_taken_for_gaussians(tmp_path, file):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..errors import UserError
-from ..parse import parse
+from ..parse import Up, parse
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +19,7 @@ def run(
     source: Annotated[Path, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
     degree: int | None = None,
-    up: Literal["-y", "y", "z"] = "-y",
+    up: Up = "-y",
     drop_invalid: bool = False,
     spz_version: Literal[2, 3, 4] = 4,
     max_memory: float = 4.0,

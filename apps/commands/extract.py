@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from ..errors import UserError
 from ..mesh_options import MeshOptions, Method
-from ..parse import parse
+from ..parse import Up, parse
 from ..texture_source import TextureSource
 
 MESH_ENDINGS = (".glb", ".obj", ".ply")
@@ -35,7 +35,7 @@ def run(
     texture: int | None = None,
     texture_from: TextureSource | None = None,
     normal_map: bool = False,
-    up: Literal["-y", "y", "z"] = "-y",
+    up: Up = "-y",
     device: str = "auto",
 ) -> None:
     """Write RUN's surface to a .glb, .ply or .obj file.
@@ -56,12 +56,12 @@ def run(
     from ...geometry.mesh_io import save_mesh
     from ..devices import CPU, enough_memory
     from ..run import open_run
-    from ..splat_file import holds_gaussians
+    from ..splat_file import folder_of, holds_gaussians
 
     points = run.is_file() and not holds_gaussians(run)
     if points:
         _check_for_points(output, options, texture)
-    output = output or (run.with_suffix("") if run.is_file() else run) / "mesh.glb"
+    output = output or (folder_of(run) if run.is_file() else run) / "mesh.glb"
     if output.suffix.lower() not in MESH_ENDINGS:
         raise UserError(
             f"extract: --output: expected a file ending with {', '.join(MESH_ENDINGS)}, got {output}; rename it"
@@ -77,10 +77,9 @@ def run(
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
         mesh = _mesh_points(run, options) if opened is None else _mesh_run(opened, options)
     try:
-        files, axis = [output], "z"
+        files, axis = [output], "z" if opened is None else opened.mesh_up
         if opened is not None and opened.of_file:
             output.parent.mkdir(parents=True, exist_ok=True)
-            axis = up
         if texture is None:
             save_mesh(mesh, output, up=axis)
         else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from ..parse import parse
+from ..parse import Up, parse
 
 
 class Views(Enum):
@@ -67,7 +67,7 @@ def run(
     shadows: bool = False,
     occlusion: bool = False,
     oversampling: int | None = None,
-    up: Literal["-y", "y", "z"] = "-y",
+    up: Up = "-y",
     device: str = "auto",
 ) -> None:
     """Render RUN to a folder of PNG files, or to one MP4 per channel if the output ends in .mp4.

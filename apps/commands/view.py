@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from ..parse import Up
 from .render import Drawing
 
 
@@ -22,7 +23,7 @@ def run(
     renderer: Drawing = Drawing.AUTO,
     shadows: bool = False,
     occlusion: bool = False,
-    up: Literal["-y", "y", "z"] = "-y",
+    up: Up = "-y",
     device: str = "auto",
 ) -> None:
     """Serve a page that shows RUN, until Ctrl-C.

@@ -45,6 +45,7 @@ def view_run(run: Run, *, host: str = "127.0.0.1", port: int = 8080, mesh: Path 
         photos=Photos(run.scene),
         run=run.folder,
         mesh=mesh,
+        mesh_up=run.mesh_up,
         up=facts.up,
         home=None if facts.home is None else torch.tensor(facts.home),
         host=host,

@@ -57,6 +57,7 @@ class Viewer:
         photos: Photos,
         run: Path | None = None,
         mesh: Path | None = None,
+        mesh_up: str = "z",
         up: tuple[float, float, float] = (0.0, 0.0, 1.0),
         home: Tensor | None = None,
         host: str = "127.0.0.1",
@@ -70,7 +71,7 @@ class Viewer:
         if (warning := wide_warning(host)) is not None:
             print(warning, file=sys.stderr)
         self.stage, self.name, self.photos, self.up, self.home = stage, name, photos, up, home
-        self.scene_to_world = scene_to_world
+        self.scene_to_world, self.mesh_up = scene_to_world, mesh_up
         self.mesh = mesh or find_mesh(run)
         self.bounds: Aabb = stage.field.bounds.to(CPU)
         self.recorder = Recorder(None if run is None else run / "camera_path.json", scene_to_world)
@@ -161,7 +162,10 @@ class Viewer:
         """
         assert self.mesh is not None
         try:
-            mesh = transform(load_mesh(self.mesh), transforms.similarity_inverse(self.scene_to_world.double()).float())
+            mesh = transform(
+                load_mesh(self.mesh, up=self.mesh_up),
+                transforms.similarity_inverse(self.scene_to_world.double()).float(),
+            )
         except (ValueError, OSError) as error:
             raise UserError(f"view: {error}") from error
         with tempfile.TemporaryDirectory() as folder:

@@ -36,6 +36,11 @@ def element_counts(path: Path) -> dict[str, int]:
     return {name: count for name, count, _ in _parse(path, *_header(path))[1]}
 
 
+def column_names(path: Path) -> dict[str, list[str]]:
+    """Name of each element -> the names of its columns. Raises SplatError for what is no PLY file."""
+    return {name: [p[-1] for p in properties if p] for name, _, properties in _parse(path, *_header(path))[1]}
+
+
 def columns(path: Path, rows: Array, names: list[str], dtype: type = np.float32) -> Array:
     """(rows, names) numbers from the columns of these names."""
     missing = [n for n in names if n not in (rows.dtype.names or ())]
@@ -73,7 +78,7 @@ def _parse(path: Path, lines: list[list[str]], _: int) -> tuple[str, list[tuple[
             elif words[:1] == ["element"]:
                 elements.append((words[1], int(words[2]), []))
             elif words[:1] == ["property"]:
-                elements[-1][2].append(words[1:-1])
+                elements[-1][2].append(words[1:])
     except (IndexError, ValueError) as error:
         raise bad(path, "a PLY header of elements and properties", error, _AGAIN) from error
     return kind, elements
@@ -87,8 +92,8 @@ def _check_header(path: Path) -> None:
         if count < 0:
             raise bad(path, "counts of 0 or more", f"element {name} {count}", _AGAIN)
         try:
-            row = [_SIZES[types[1] if types[0] == "list" else types[0]] for types in properties]
-        except (KeyError, IndexError) as error:
+            row = [_SIZES[types[1] if types[0] == "list" else types[0]] for *types, _ in properties]
+        except (KeyError, IndexError, ValueError) as error:
             raise bad(path, f"properties of the types {', '.join(_SIZES)}", error, _AGAIN) from error
         needed += count * (2 * len(row) if kind == "ascii" else sum(row))
     if needed > size + 1:  # the last number in text may end with the file
