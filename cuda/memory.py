@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import sys
 
 import torch
 from torch import Tensor
 
 _PAGE = 2 << 20
-_HUGE, _COLLAPSE = 14, 25  # madvise(2): want large pages; make them now (Linux 6.1 and later)
+_HUGE = 14  # madvise(2): want large pages
 
 
 @functools.cache
@@ -23,21 +24,24 @@ def _madvise():
     return call
 
 
-def prefer_large_pages(tensor: Tensor, *, now: bool = True) -> Tensor:
-    """Ask the system to keep this CPU tensor's memory in pages of 2 MiB, as far as it can. Returns the tensor.
+def in_large_pages(tensor: Tensor) -> Tensor:
+    """The same numbers in pages of 2 MiB, from the first to the last, where the system has them: for what stays.
 
-    Values do not change; where the system knows of no such pages, nothing happens. ``now`` gathers what is already in
-    use; it takes a while. Measured on hash tables of 16 MB: encoding 15 to 20 % faster.
+    A CPU tensor that fills at least one is copied, to a place of its own; others are returned as they are.
+    Measured on hash tables of 6 MB: marching through the field up to 1.5 times as fast as with a third of them in small
+    pages, which is what an allocator leaves at both ends.
     """
-    madvise = _madvise()
-    if madvise is not None and tensor.is_cpu:
-        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        size = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _PAGE * _PAGE - begin
-        if size > 0:
-            madvise(begin, size, _HUGE)
-            if now:
-                madvise(begin, size, _COLLAPSE)
-    return tensor
+    size = tensor.numel() * tensor.element_size()
+    if size < _PAGE or not tensor.is_cpu or _madvise() is None:
+        return tensor
+    try:
+        room = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        room.madvise(_HUGE)
+    except OSError:
+        return tensor
+    offset = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % _PAGE
+    moved = torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return moved.view(tensor.shape).copy_(tensor)
 
 
 def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -48,4 +52,10 @@ def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
     tensor = like.new_empty(shape, dtype=like.dtype if dtype is None else dtype)
     if type(tensor) is not Tensor or tensor.numel() * tensor.element_size() < _PAGE:
         return tensor  # other types, such as those that torch.compile traces with, have no memory
-    return prefer_large_pages(tensor, now=False)
+    madvise = _madvise()
+    if madvise is not None and tensor.is_cpu:
+        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
+        end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _PAGE * _PAGE
+        if end > begin:
+            madvise(begin, end - begin, _HUGE)
+    return tensor

@@ -8,6 +8,7 @@ others in float32 or with networks too large for it. Networks have no biases; gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ from .ops import op
 MAX_LOG_DENSITY = 15.0
 
 
+class Found(NamedTuple):
+    """What ``radiance_march`` found at points, of which ``radiance`` need then only find the colours."""
+
+    features: Tensor  # (N, C) the encoding's
+    geometry: Tensor  # (N, G) outputs of the density network
+
+
 def radiance(
     points: Tensor,
     extras: Tensor,
@@ -33,6 +41,7 @@ def radiance(
     half: Tensor | None = None,
     table_grad: Tensor | None = None,
     bfloat16: bool = False,
+    found: Found | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Densities and colours of points.
 
@@ -46,6 +55,7 @@ def radiance(
         density_weights: 1 to 5 matrices (out, in) from the encoding's channels to those of g.
         color_weights: 1 to 5 matrices from K + G inputs to 3 outputs.
         bfloat16: as for ``mlp``.
+        found: what the very same table and weights gave at these points, on a CPU.
 
     Returns:
         sigmas (N,) and colors (N, 3). Differentiable (once) in table and weights; points and extras get no gradients
@@ -67,6 +77,14 @@ def radiance(
                 f"radiance: {name}: expected a tensor without gradients, got one that requires them; "
                 "compose hash_encode and mlp instead"
             )
+    if found is not None:
+        check_shape("radiance", "found.features", found.features, (samples, layout.out_channels))
+        check_shape("radiance", "found.geometry", found.geometry, (samples, width))
+        for name, tensor in found._asdict().items():
+            check_dtype("radiance", f"found.{name}", tensor, points.dtype)
+        check_device("radiance", points=points, **found._asdict())
+        if on_gpu(points):
+            raise ValueError("radiance: found: expected None on a GPU, got features; leave it out")
     if on_gpu(points) and not (bfloat16 and radiance_tensor.fits(density_weights, color_weights)):
         geometry = mlp(
             hash_encode(points, table, layout, half=half, table_grad=table_grad), density_weights, bfloat16=bfloat16
@@ -75,8 +93,10 @@ def radiance(
         return _density(geometry), torch.sigmoid(raw)
     density = [*density_weights, *_NONE[len(density_weights) :]]
     color = [*color_weights, *_NONE[len(color_weights) :]]
+    known = (None, None) if found is None else tuple(found)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (table, *density_weights, *color_weights))
-    return _radiance(points, extras, table, half, table_grad, *density, *color, layout._numbers, bfloat16, keep)[:2]
+    options = (layout._numbers, bfloat16, keep)
+    return _radiance(points, extras, table, half, table_grad, *density, *color, *known, *options)[:2]
 
 
 def radiance_density(
@@ -125,7 +145,8 @@ def _network(inputs: int, weights: Sequence[Tensor]) -> list[int | Tensor | None
 
 
 def _forward(points, extras, source, density, color, numbers, bfloat16, outputs) -> None:
-    """outputs: sigmas, colors or None, features, geometry or None."""
+    """outputs: sigmas, colors or None, features (L, N, F) or None, the same (N, L F) or None, geometry or None. Where
+    there are no features (L, N, F), those two are what was found before."""
     name, _, rounded = _names(source, bfloat16)
     channels, width = (len(numbers) - 2) // 4 * numbers[1], density[-1].shape[0]
     # without colours, the colour network's place is taken by nothing: a layout without extras
@@ -145,7 +166,9 @@ def _radiance_density(
     if on_gpu(points):
         radiance_tensor.densities(points, source, numbers, weights, sigmas)
         return sigmas
-    _forward(points, None, source, weights, [], numbers, bfloat16, (sigmas, None, _new_features(points, numbers), None))
+    _forward(
+        points, None, source, weights, [], numbers, bfloat16, (sigmas, None, _new_features(points, numbers), None, None)
+    )
     return sigmas
 
 
@@ -171,26 +194,33 @@ def _radiance(
     c2: Tensor | None,
     c3: Tensor | None,
     c4: Tensor | None,
+    found_features: Tensor | None,
+    found_geometry: Tensor | None,
     numbers: list[int],
     bfloat16: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> sigmas (N,), colors (N, 3), and what the backward pass reads, empty unless ``keep``: features
-    (L, N, F), geometry (N, G); on a GPU features and weights as they are multiplied, see ``radiance_tensor``."""
+    """-> sigmas (N,), colors (N, 3), and what the backward pass reads, empty unless ``keep`` or if it was found before:
+    features (N, L F), geometry (N, G); on a GPU features and weights as they are multiplied, see ``radiance_tensor``.
+    """
     points, extras, source = points.contiguous(), extras.contiguous(), (table if half is None else half).contiguous()
     density = [w.contiguous() for w in (d0, d1, d2, d3, d4) if w is not None]
     color = [w.contiguous() for w in (c0, c1, c2, c3, c4) if w is not None]
-    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, color, numbers, keep)
+    known = found_features is not None
+    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, color, numbers, keep and not known)
     if on_gpu(points):
         radiance_tensor.forward(points, extras, source, numbers, density, color, outputs)
         return outputs
-    kept = (features, geometry) if keep else (_new_features(points, numbers), None)
+    if known:
+        kept = (None, found_features.contiguous(), found_geometry.contiguous())
+    else:
+        kept = (_new_features(points, numbers), *((features, geometry) if keep else (None, None)))
     _forward(points, extras, source, density, color, numbers, bfloat16, (sigmas, colors, *kept))
     return outputs
 
 
-def _new_features(points: Tensor, numbers: list[int], keep: bool = True) -> Tensor:
-    return points.new_empty((len(numbers) - 2) // 4, points.shape[0] if keep else 0, numbers[1])
+def _new_features(points: Tensor, numbers: list[int]) -> Tensor:
+    return points.new_empty((len(numbers) - 2) // 4, points.shape[0], numbers[1])
 
 
 def _new_outputs(points, density, color, numbers, keep) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -198,14 +228,35 @@ def _new_outputs(points, density, color, numbers, keep) -> tuple[Tensor, Tensor,
     if on_gpu(points):
         kept = radiance_tensor.new_kept(points, density[0].shape[1], keep)
         return new(n), new(n, 3), kept, radiance_tensor.new_packed(points, density, color)
-    geometry = new(n if keep else 0, density[-1].shape[0])
-    return new(n), new(n, 3), _new_features(points, numbers, keep), geometry
+    rows = n if keep else 0
+    return new(n), new(n, 3), new(rows, density[0].shape[1]), new(rows, density[-1].shape[0])
 
 
 @_radiance.register_fake
-def _(points, extras, table, half, table_grad, d0, d1, d2, d3, d4, c0, c1, c2, c3, c4, numbers, bfloat16, keep):
+def _(
+    points,
+    extras,
+    table,
+    half,
+    table_grad,
+    d0,
+    d1,
+    d2,
+    d3,
+    d4,
+    c0,
+    c1,
+    c2,
+    c3,
+    c4,
+    found_features,
+    _,
+    numbers,
+    __,
+    keep,
+):
     networks = ([w for w in weights if w is not None] for weights in ((d0, d1, d2, d3, d4), (c0, c1, c2, c3, c4)))
-    return _new_outputs(points, *networks, numbers, keep)
+    return _new_outputs(points, *networks, numbers, keep and found_features is None)
 
 
 @op("radiance_backward")
@@ -224,15 +275,15 @@ def _radiance_backward(
     sigmas, colors, features, geometry = outputs
     density, color = [w.contiguous() for w in density], [w.contiguous() for w in color]
     if on_gpu(extras):
-        grads = _new_grads(outputs, density, color)
+        grads = _new_grads(outputs, density, color, numbers)
         upstream = (grad_sigmas.contiguous(), grad_colors.contiguous())
         build = radiance_tensor.constants(source, numbers, density, color)
         radiance_tensor.backward(extras.contiguous(), outputs, *upstream, density, color, grads, build)
         return grads
-    grads = _new_grads(outputs, density, color)
+    grads = _new_grads(outputs, density, color, numbers)
     _, name, rounded = _names(features, bfloat16)
     tensors = (extras.contiguous(), features, geometry, sigmas, colors, grad_sigmas.contiguous())
-    levels, samples, width = features.shape
+    levels, samples, width = grads[0].shape
     networks = (*_network(levels * width, density), *_network(color[0].shape[1], color))
     gap_density, gap_color = _NONE[len(density) :], _NONE[len(color) :]
     of_density, of_color = grads[1 : 1 + len(density)], grads[1 + len(density) :]
@@ -257,14 +308,14 @@ def _radiance_backward(
 
 @_radiance_backward.register_fake
 def _(extras, outputs, grad_sigmas, grad_colors, density, color, bfloat16, numbers, source):
-    return _new_grads(outputs, density, color)
+    return _new_grads(outputs, density, color, numbers)
 
 
-def _new_grads(outputs, density, color) -> list[Tensor]:
-    sigmas, features = outputs[0], outputs[2]
-    if on_gpu(sigmas):
-        features = sigmas.new_empty(len(sigmas), density[0].shape[1])
-    return [torch.empty_like(t) for t in (features, *density, *color)]
+def _new_grads(outputs, density, color, numbers) -> list[Tensor]:
+    sigmas = outputs[0]
+    rows = on_gpu(sigmas)
+    features = sigmas.new_empty(len(sigmas), density[0].shape[1]) if rows else _new_features(sigmas, numbers)
+    return [features, *(torch.empty_like(t) for t in (*density, *color))]
 
 
 @op("radiance_accumulate_", mutates=("table_grad",))
@@ -286,14 +337,16 @@ def _setup_context(ctx, inputs, output):
     ctx.source = (table if half is None else half).dtype
     ctx.numbers, ctx.bfloat16 = inputs[-3:-1]
     ctx.density = sum(w is not None for w in inputs[5:10])
+    known = inputs[15:17]
+    kept = output[2:] if known[0] is None else tuple(known)
     ctx.entries, ctx.dtype = table.shape[0], _compute_dtype(table)
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(points, extras, *output, *(w for w in inputs[5:15] if w is not None))
+    ctx.save_for_backward(points, extras, *output[:2], *kept, *(w for w in inputs[5:15] if w is not None))
 
 
 def _backward(ctx, grad_sigmas, grad_colors, _, __):
-    nothing = (None,) * 18
+    nothing = (None,) * 20
     if grad_sigmas is None and grad_colors is None:
         return nothing
     points, extras, *rest = ctx.saved_tensors
@@ -314,7 +367,7 @@ def _backward(ctx, grad_sigmas, grad_colors, _, __):
     of_density = [*grads[: ctx.density], *_NONE[ctx.density :]]
     of_color = [*grads[ctx.density :], *_NONE[len(color) :]]
     returned = None if ctx.table_grad is not None else grad_table
-    return None, None, returned, None, None, *of_density, *of_color, None, None, None
+    return None, None, returned, None, None, *of_density, *of_color, *nothing[15:]
 
 
 _radiance.register_autograd(_backward, setup_context=_setup_context)

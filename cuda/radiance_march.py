@@ -20,7 +20,7 @@ from .hash_encoding import HashLayout, _levels
 from .marching import _check, _longest, _outputs, interval_points, march_grid
 from .native import launch, on_gpu
 from .ops import op
-from .radiance import _check_field, _names, _network, radiance_density
+from .radiance import Found, _check_field, _names, _network, radiance_density
 
 
 class March(NamedTuple):
@@ -32,6 +32,7 @@ class March(NamedTuple):
     ray_offsets: Tensor  # (R + 1,) int32
     sigmas: Tensor  # (S,) densities at their middles
     seen: tuple[Tensor, Tensor, Tensor, Tensor]  # t_starts, t_ends, ray_indices, ray_offsets of those that rays see
+    found: Found | None = None  # at the middles of the seen, if it was to be kept
 
 
 def radiance_march(
@@ -56,6 +57,7 @@ def radiance_march(
     min_alpha: float = 0.0,
     half: Tensor | None = None,
     bfloat16: bool = False,
+    keep: bool = False,
 ) -> March:
     """The occupied intervals of rays until their light is gone, and those that can be seen. No gradients.
 
@@ -66,6 +68,7 @@ def radiance_march(
         table, layout, density_weights, half, bfloat16: as for ``radiance_density``.
         min_transmittance: a ray ends once less light than this is left; what lies behind is not seen.
         min_alpha: what is more transparent than this is not seen.
+        keep: on a CPU, keep what was found of seen intervals, for ``radiance``.
 
     alpha = 1 - exp(-sigma dt). Intervals that lie behind the end of a ray may be among those met or not.
     """
@@ -93,10 +96,11 @@ def radiance_march(
         )  # fmt: skip
     found = _radiance_march(
         *rays, bits, states, box, *networks, layout._numbers, resolution, half_extent, step, cone_angle,
-        min_transmittance, min_alpha, bfloat16,
+        min_transmittance, min_alpha, bfloat16, keep,
     )  # fmt: skip
     starts, ends, indices, offsets, sigmas, *seen = found
-    return March(starts, ends, indices, offsets, sigmas, (seen[0], seen[1], seen[2], seen[3]))
+    kept = Found(*seen[4:]) if keep else None
+    return March(starts, ends, indices, offsets, sigmas, (seen[0], seen[1], seen[2], seen[3]), kept)
 
 
 def _in_parts(
@@ -136,8 +140,10 @@ def _radiance_march(
     min_transmittance: float,
     min_alpha: float,
     bfloat16: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> t_starts, t_ends, ray_indices, ray_offsets, sigmas; t_starts, t_ends, ray_indices, ray_offsets of the seen."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> t_starts, t_ends, ray_indices, ray_offsets, sigmas; t_starts, t_ends, ray_indices, ray_offsets of the seen,
+    features, geometry there (without rows unless ``keep``)."""
     tensors = [None if x is None else x.contiguous() for x in (origins, directions, near, far, jitter, bits, states)]
     source, weights = (table if half is None else half).contiguous(), [w.contiguous() for w in weights]
     count, levels = len(origins), (len(numbers) - 2) // 4
@@ -148,19 +154,24 @@ def _radiance_march(
     name, _, rounded = _names(source, bfloat16)
     field = (box.contiguous(), source, _levels(tuple(numbers), origins.device), levels, numbers[1], rounded)
     network = _network(levels * numbers[1], weights)
-    outputs = (offsets, seen_offsets, ctypes.addressof(totals))
+    outputs = (int(keep), offsets, seen_offsets, ctypes.addressof(totals))
     launch(name.replace("radiance", "radiance_march"), None, *tensors, *grid, *field, *network, *outputs)
     met, seen = _outputs(origins, totals[0]), _outputs(origins, totals[1])
     sigmas = torch.empty_like(met[0])
-    launch("radiance_march_write", None, offsets, seen_offsets, *met, sigmas, *seen, count)
-    return *met, offsets, sigmas, *seen, seen_offsets
+    widths = (levels * numbers[1], len(weights[-1]))
+    kept = [origins.new_empty(totals[1] if keep else 0, width) for width in widths]
+    rows = kept if keep else (None, None)
+    launch("radiance_march_write", None, offsets, seen_offsets, *met, sigmas, *seen, *rows, *widths, count)
+    return *met, offsets, sigmas, *seen, seen_offsets, *kept
 
 
 @_radiance_march.register_fake
-def _(origins, directions, near, far, jitter, bits, states, box, *_):
+def _(origins, directions, near, far, jitter, bits, states, box, table, half, weights, numbers, *rest):
     offsets, parts = origins.new_empty(origins.shape[0] + 1, dtype=torch.int32), []
     for _part in range(2):
         samples = torch.library.get_ctx().new_dynamic_size()
         indices = origins.new_empty(samples, dtype=torch.int32)
         parts.append((origins.new_empty(samples), origins.new_empty(samples), indices, torch.empty_like(offsets)))
-    return *parts[0], torch.empty_like(parts[0][0]), *parts[1]
+    rows = samples if rest[-1] else 0  # those of the seen
+    kept = (origins.new_empty(rows, width) for width in (weights[0].shape[1], weights[-1].shape[0]))
+    return *parts[0], torch.empty_like(parts[0][0]), *parts[1], *kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +37,15 @@ class Field(Protocol):
         ...
 
 
+class Marched(NamedTuple):
+    """What rays met on their way through a field."""
+
+    met: Samples
+    values: Tensor  # (S,) the field's, at the middles of what was met
+    seen: Samples  # those among the met that rays see
+    found: Any = None  # what the field wants back when it is asked at the middles of the seen: a fit on a CPU asks soon
+
+
 @runtime_checkable
 class Marchable(Protocol):
     """A density field that rays can be marched through in one go, faster than interval by interval."""
@@ -51,12 +60,20 @@ class Marchable(Protocol):
         jitter: Tensor | None,
         min_transmittance: float,
         min_alpha: float,
-    ) -> tuple[Samples, Tensor, Samples]:
-        """Occupied intervals that rays meet, the densities (S,) there, and those intervals that they see.
+        keep: bool = False,
+    ) -> Marched:
+        """Occupied intervals that rays meet, the densities there, and those intervals that they see.
 
         A ray ends once less light than ``min_transmittance`` is left; what is more transparent than ``min_alpha`` is
-        not seen. No gradients. The other arguments are those of ``OccupancyGrid.march``.
+        not seen. keep: whether ``query`` will soon be given what was found. No gradients. The other arguments are those
+        of ``OccupancyGrid.march``.
         """
+        ...
+
+    def query(
+        self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False, found: Any = None
+    ) -> FieldOutput:
+        """As of every field. found: what ``march`` found at these very points, since when nothing has changed."""
         ...
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..cuda.native import CPU
-from ..cuda.radiance import MAX_LOG_DENSITY, radiance, radiance_density
+from ..cuda.radiance import MAX_LOG_DENSITY, Found, radiance, radiance_density
 from ..cuda.radiance_march import radiance_march
 from ..cuda.sh_basis import sh_basis
 from ..geometry.occupancy import OccupancyGrid
 from ..geometry.types import Aabb, Rays, Samples
 from .encodings import HashGridConfig
 from .networks import MlpConfig
-from .protocols import FieldOutput
+from .protocols import FieldOutput, Marched
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,23 @@ class RadianceGrid(nn.Module):
     def bounds(self) -> Aabb:
         return Aabb(self.bounds_low, self.bounds_high)
 
-    def query(self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False) -> FieldOutput:
-        """Densities at points (N, 3), colours if directions (N, 3), and density gradients (N, 3) if asked for."""
+    def query(
+        self, points: Tensor, directions: Tensor | None = None, *, gradients: bool = False, found: Found | None = None
+    ) -> FieldOutput:
+        """Densities at points (N, 3), colours if directions (N, 3), and density gradients (N, 3) if asked for.
+
+        found: what ``march`` found at these very points, since when nothing has changed; made use of where it can be.
+        """
         unit = self.bounds.normalize(points)
         if gradients:
             return self._query_with_gradients(unit, directions)
-        fused = self._fused(unit, directions)
+        fused = self._fused(unit, directions, found)
         if fused is not None:
             return fused
         geometry = self.density_network(self.encoding(unit))
         return FieldOutput(self._density(geometry), colors=self._color(geometry, directions), features=geometry)
 
-    def _fused(self, unit: Tensor, directions: Tensor | None) -> FieldOutput | None:
+    def _fused(self, unit: Tensor, directions: Tensor | None, found: Found | None) -> FieldOutput | None:
         """The same from one kernel, where no gradient to the points or directions is asked for."""
         fit = torch.is_grad_enabled()
         if fit and (directions is None or unit.requires_grad or directions.requires_grad):
@@ -84,8 +89,8 @@ class RadianceGrid(nn.Module):
             return FieldOutput(radiance_density(unit, encoding.table, encoding.layout, density, **options))
         extras, color = sh_basis(directions, self.config.sh_degree), list(self.color_network.weights)
         table_grad = encoding.table.grad if fit else None
-        tables = (encoding.table, encoding.layout)
-        sigmas, colors = radiance(unit, extras, *tables, density, color, table_grad=table_grad, **options)
+        tables, known = (encoding.table, encoding.layout), dict(table_grad=table_grad, found=found)
+        sigmas, colors = radiance(unit, extras, *tables, density, color, **known, **options)
         return FieldOutput(sigmas, colors=colors)
 
     @torch.no_grad()
@@ -99,10 +104,11 @@ class RadianceGrid(nn.Module):
         jitter: Tensor | None,
         min_transmittance: float,
         min_alpha: float,
-    ) -> tuple[Samples, Tensor, Samples]:
+        keep: bool = False,
+    ) -> Marched:
         """Intervals that rays meet, densities there, and the intervals that they see: see ``protocols.Marchable``."""
         encoding, network = self.encoding, self.density_network
-        *met, sigmas, seen = radiance_march(
+        *met, sigmas, seen, found = radiance_march(
             rays.origins,
             rays.directions,
             rays.near,
@@ -123,8 +129,9 @@ class RadianceGrid(nn.Module):
             min_alpha=min_alpha,
             half=encoding.half_table,
             bfloat16=network.rounds(rays.origins),
+            keep=keep,
         )
-        return Samples(*met), sigmas, Samples(*seen)
+        return Marched(Samples(*met), sigmas, Samples(*seen), found)
 
     def _density(self, geometry: Tensor) -> Tensor:
         return geometry[:, 0].clamp(max=MAX_LOG_DENSITY).exp()

@@ -9,6 +9,7 @@ is transparent or lies behind an opaque surface is dropped before colours and gr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 from ..cuda.compositing import composite, prune
 from ..cuda.native import on_gpu
 from ..cuda.packing import append_packed
-from ..fields.protocols import Field, FieldOutput, Marchable
+from ..fields.protocols import Field, FieldOutput, Marchable, Marched
 from ..geometry import Camera, Pixels, Rays, Samples
 from ..geometry.occupancy import OccupancyGrid
 from .near_gradients import scaled_near
@@ -94,15 +95,19 @@ class VolumeRenderer(nn.Module):
             return self._render_image(field, view, normals)
         return self._render_rays(field, view, normals)
 
-    def _look(self, field: Field, rays: Rays) -> tuple[Samples, Tensor, Samples]:
-        """Intervals in occupied cells, the field's values there without gradients, and the intervals that rays see."""
+    def _look(self, field: Field, rays: Rays, keep: bool = False) -> Marched:
+        """Intervals in occupied cells, the field's values there without gradients, and the intervals that rays see.
+
+        keep: rays see few enough for what the field found there to be kept.
+        """
         if self.config.wave is None and isinstance(field, Marchable) and isinstance(self.opacity, Density):
-            return field.march(self.occupancy, rays, **self._pace(), jitter=self._jitter(rays), **self._limits)
+            how = dict(self._pace(), **self._limits, jitter=self._jitter(rays), keep=keep)
+            return field.march(self.occupancy, rays, **how)  # type: ignore[arg-type]
         marched, values = self._march(field, rays)
         alphas = self._alphas(rays, marched, values)
         if self.opacity.needs_neighbors:
-            return marched, values, seen_with_neighbors(alphas, marched, 1, **self._limits)
-        return marched, values, prune(alphas, marched, **self._limits)
+            return Marched(marched, values, seen_with_neighbors(alphas, marched, 1, **self._limits))
+        return Marched(marched, values, prune(alphas, marched, **self._limits))
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -173,8 +178,8 @@ class VolumeRenderer(nn.Module):
         with torch.no_grad():
             return self.opacity(FieldOutput(values), rays, samples)
 
-    def _patch_intervals(self, field: Field, rays: Rays) -> tuple[Samples, Samples, Tensor]:
-        """Visible intervals, which are those of the patches' middle rays; and what these met, with its values."""
+    def _patch_intervals(self, field: Field, rays: Rays) -> Marched:
+        """What the patches' middle rays met; what those see, every ray of a patch does."""
         middles = middle_rays(len(rays), self.patch, rays.origins.device)
         some = rays[middles]
         marched, values = self._march(field, some)
@@ -184,24 +189,25 @@ class VolumeRenderer(nn.Module):
         counts[middles] = marched.ray_offsets.diff()
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0).int()])
         owners = middles.int().index_select(0, marched.ray_indices)
-        return samples, replace(marched, ray_indices=owners, ray_offsets=offsets), values
+        return Marched(replace(marched, ray_indices=owners, ray_offsets=offsets), values, samples)
 
     def _render_rays(self, field: Field, rays: Rays, normals: bool = False) -> Render:
         still = rays.detach()  # where intervals lie has no gradient; the points in them do, if the rays have
         if self.patch > 1 and self.training:
-            samples, marched, marched_values = self._patch_intervals(field, still)
+            way = self._patch_intervals(field, still)
         else:
-            marched, marched_values, samples = self._look(field, still)
-        render = self._shade(field, rays, samples, normals)
-        return replace(render, marched=marched, marched_values=marched_values)
+            way = self._look(field, still, keep=True)
+        render = self._shade(field, rays, way.seen, normals, way.found)
+        return replace(render, marched=way.met, marched_values=way.values)
 
-    def _shade(self, field: Field, rays: Rays, samples: Samples, normals: bool) -> Render:
+    def _shade(self, field: Field, rays: Rays, samples: Samples, normals: bool, found: Any = None) -> Render:
         """The field in full where rays see something, blended front to back."""
         positions, directions = samples.positions(rays), samples.directions(rays)
         gradients: bool | PatchDifferences = normals or self.opacity.needs_gradients
         if self.patch > 1 and self.training:
             gradients = PatchDifferences(samples, positions, directions, self.patch)
-        output = field.query(positions, directions, gradients=gradients)  # type: ignore[arg-type]
+        known = {} if found is None else dict(found=found)
+        output = field.query(positions, directions, gradients=gradients, **known)  # type: ignore[arg-type]
         middles = ((samples.t_starts + samples.t_ends) * 0.5)[:, None]
         if self.training and self.config.near_gradients > 0:
             output = scaled_near(output, middles.detach()[:, 0], self.config.near_gradients)
@@ -237,7 +243,7 @@ class VolumeRenderer(nn.Module):
             count = max(1, min(self.config.chunk, 16 * most // met))
             drawn = []
             for chunk in (rays[i : i + count] for i in range(0, len(rays), count)):
-                seen = self._look(field, chunk)[2]
+                seen = self._look(field, chunk).seen
                 drawn += [
                     self._shade(field, chunk[some], samples, normals).pixels for some, samples in parts(seen, most)
                 ]

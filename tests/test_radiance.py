@@ -1,7 +1,7 @@
 import pytest
 import torch
 from polyfield.cuda.hash_encoding import HashLayout
-from polyfield.cuda.radiance import radiance, radiance_density
+from polyfield.cuda.radiance import Found, radiance, radiance_density
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.radiance_grid import RadianceGrid, RadianceGridConfig
 from polyfield.geometry import Aabb
@@ -181,8 +181,10 @@ def test_a_field_answers_alike_from_one_kernel_and_from_its_parts(half, bfloat16
 def test_opcheck():
     points, extras, table, layout, density, color = case(20, 2, torch.float32)
     tensors = (*density, None, None, None, *color, None, None)
-    arguments = (points, extras, table, None, None, *tensors, list(layout._numbers), False, True)
-    torch.library.opcheck(torch.ops.polyfield.radiance.default, arguments)
+    given = (torch.randn(20, layout.out_channels), torch.randn(20, density[-1].shape[0]))
+    for known in ((None, None), given):
+        arguments = (points, extras, table, None, None, *tensors, *known, list(layout._numbers), False, True)
+        torch.library.opcheck(torch.ops.polyfield.radiance.default, arguments)
     weights = [w.detach() for w in density]
     density_only = (points, table.detach(), None, weights, list(layout._numbers), False)
     torch.library.opcheck(torch.ops.polyfield.radiance_density.default, density_only)
@@ -202,3 +204,10 @@ def test_errors():
     check(ValueError, "points: expected a tensor without gradients", points=points.clone().requires_grad_())
     check(ValueError, "extras: expected a tensor without gradients", extras=extras.clone().requires_grad_())
     check(TypeError, "points: expected float32, got float64", points=points.double())
+    rows, narrow = torch.zeros(10, 8), torch.zeros(10, 6)
+    for found, message in (
+        ((rows, narrow), r"found.geometry: expected shape \(10, 7\)"),
+        ((narrow, rows), "found.features"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            radiance(points, extras, table, layout, density, color, found=Found(*found))

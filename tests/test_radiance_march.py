@@ -52,8 +52,8 @@ def whole(made, occupancy, view, monkeypatch, **options):
 
 def assert_the_same(got, expected, limit):
     """Seen intervals are equal; those met are the first of all, and reach to where light ends."""
-    met, sigmas, seen = got
-    every, all_sigmas, all_seen = expected
+    met, sigmas, seen, _ = got
+    every, all_sigmas, all_seen, _ = expected
     assert len(seen) > 0 and len(met) >= len(seen)
     for name in ("ray_offsets", "ray_indices"):
         assert torch.equal(getattr(seen, name), getattr(all_seen, name))
@@ -101,6 +101,31 @@ def test_depths_of_the_network(hidden, monkeypatch):
     assert_the_same(got, whole(made, occupancy, view, monkeypatch, **options), LIMITS["min_transmittance"])
 
 
+@pytest.mark.parametrize("features", [1, 4])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_was_found_need_not_be_found_again(features, bfloat16):
+    made, occupancy, view = field(features, bfloat16=bfloat16), grid(), rays(700)
+    options = dict(step=0.02, cone_angle=0.0, jitter=None, **LIMITS)
+    seen, found = made.march(occupancy, view, **options, keep=True)[2:]
+    again = made.march(occupancy, view, **options)
+    assert again.found is None and torch.equal(seen.t_starts, again.seen.t_starts)
+    points, directions = seen.positions(view), seen.directions(view)
+
+    def answers(**known):
+        made.zero_grad()
+        output = made.query(points, directions, **known)
+        (output.values.log1p().sum() + output.colors.square().sum()).backward()
+        return [output.values, output.colors, *(p.grad.clone() for p in made.parameters())]
+
+    for a, b in zip(answers(found=found), answers(), strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm()
+    with torch.no_grad():
+        colors = made.query(points, directions, found=found).colors
+    torch.testing.assert_close(colors, made.query(points, directions, found=found).colors)
+    outward = made.query(points, directions, gradients=True, found=found)
+    assert torch.equal(outward.values, made.query(points, directions, gradients=True).values), "of use to colours alone"
+
+
 def test_threads_do_not_matter():
     made, occupancy, view = field(), grid(), rays(1000)
     options = dict(step=0.01, cone_angle=0.0, jitter=None, **LIMITS)
@@ -110,7 +135,7 @@ def test_threads_do_not_matter():
         torch.set_num_threads(number)
         results.append(made.march(occupancy, view, **options))
     torch.set_num_threads(threads)
-    for met, sigmas, seen in results[1:]:
+    for met, sigmas, seen, _ in results[1:]:
         assert torch.equal(sigmas, results[0][1])
         assert torch.equal(met.t_starts, results[0][0].t_starts) and torch.equal(seen.t_ends, results[0][2].t_ends)
 
@@ -123,7 +148,7 @@ def test_a_solid_wall_ends_rays_and_empty_space_has_nothing():
         for weight in made.density_network.weights:
             weight.fill_(1.0)
     options = dict(step=0.02, cone_angle=0.0, jitter=None, **LIMITS)
-    met, sigmas, seen = made.march(grid(filled=1.0), view, **options)
+    met, sigmas, seen, _ = made.march(grid(filled=1.0), view, **options)
     assert sigmas.min() > 3e6 and int(seen.ray_offsets.diff().max()) == 1, "the first interval takes all light"
     assert int(met.ray_offsets.diff().max()) <= 64
     empty = made.march(grid(filled=0.0), view, **options)
@@ -137,13 +162,13 @@ def test_extreme_rays_and_fields():
     view.origins[0], view.origins[1, 0] = torch.nan, torch.inf
     view.directions[2] = torch.tensor([0.0, 0.0, 1.0])
     view.near[3], view.far[4] = torch.inf, -1.0
-    met, _, _ = made.march(occupancy, view, step=0.02, cone_angle=0.0, jitter=None, **LIMITS)
+    met = made.march(occupancy, view, step=0.02, cone_angle=0.0, jitter=None, **LIMITS).met
     counts = met.ray_offsets.diff()
     assert counts[:2].tolist() == [0, 0] and counts[3:5].tolist() == [0, 0] and int(counts[5]) > 0
     with torch.no_grad():
         made.encoding.table.fill_(torch.nan)
         made.encoding.half_table.fill_(torch.nan)
-    _, _, seen = made.march(occupancy, rays(50), step=0.02, cone_angle=0.0, jitter=None, **LIMITS)
+    seen = made.march(occupancy, rays(50), step=0.02, cone_angle=0.0, jitter=None, **LIMITS).seen
     assert len(seen) == 0 or bool(seen.t_starts.isfinite().all())
 
 
@@ -185,7 +210,8 @@ def test_opcheck():
     box = torch.stack([torch.full((3,), 0.5), torch.full((3,), 0.5)])
     arguments = (view.origins, view.directions, view.near, view.far, None, occupancy.bits, occupancy.states, box)
     network = (made.encoding.table.detach(), None, [w.detach() for w in made.density_network.weights])
-    numbers = (32, 1.0, 0.02, 0.0, 1e-3, 1e-3, False)
-    torch.library.opcheck(
-        torch.ops.polyfield.radiance_march.default, (*arguments, *network, made.encoding.layout._numbers, *numbers)
-    )
+    for keep in (False, True):
+        numbers = (32, 1.0, 0.02, 0.0, 1e-3, 1e-3, False, keep)
+        torch.library.opcheck(
+            torch.ops.polyfield.radiance_march.default, (*arguments, *network, made.encoding.layout._numbers, *numbers)
+        )

@@ -4,8 +4,9 @@
 //
 // What the separate ops would write out and read again (features as operands, the colour network's inputs, the hidden
 // layers) stays in the second-level cache; kept for the backward pass are h, g and c, and the hidden layers are computed
-// again, which costs less than reading them. Chunks and the order of sums are those of mlp_layers.h: the result does not
-// depend on threads or timing.
+// again, which costs less than reading them. Where the march that chose the points has found h and g (radiance_march.h),
+// only the colours are left to do. Chunks and the order of sums are those of mlp_layers.h: the result does not depend on
+// threads or timing.
 #pragma once
 #include "activations.h"
 #include "hash_tile.h"
@@ -50,12 +51,13 @@ PF_INLINE void join(const T* extras, int extra_columns, const T* geometry, int c
   }
 }
 
-// features (L, n, F) is written on the way. geometry is null where no backward pass follows; so are extras and colors
-// where only sigmas are wanted, and g then is its first column alone.
+// features (L, n, F) is written on the way; if it is null, h and g have been found before: kept (n, L F) and geometry.
+// These are null where no backward pass follows; so are extras and colors where only sigmas are wanted, and g then is its
+// first column alone.
 template <class P, int F, class H, class T = typename P::Real>
 void forward_radiance(const Radiance<T>& field, const T* points, const H* table, const T* extras, T* sigmas, T* colors,
-                      T* features, T* geometry, int64_t n) {
-  encode<3, F>(points, table, field.levels, field.level_count, features, F, n * F, n);
+                      T* features, T* kept, T* geometry, int64_t n) {
+  if (features) encode<3, F>(points, table, field.levels, field.level_count, features, F, n * F, n);
   Arena& call_arena = fresh_arena<Use::CALL>();
   Parameters<T> first = field.density;
   if (!colors) first.dims[first.layers] = 1;
@@ -66,18 +68,21 @@ void forward_radiance(const Radiance<T>& field, const T* points, const H* table,
   parallel_pieces(ceil_div(n, size), [&](int64_t chunk) {
     const int64_t end = (chunk + 1) * size < n ? (chunk + 1) * size : n;
     Arena& arena = fresh_arena<Use::TILE>();
-    T *h = arena.take<T>(TILE * channels), *own = arena.take<T>(TILE * columns);
+    T *own_h = arena.take<T>(TILE * channels), *own = arena.take<T>(TILE * columns);
     T* rows = arena.take<T>(TILE * (extra_columns + columns));
-    Forward<P> density_pass{density, h, own, Saved<P>{nullptr, density.layers, 0}, 0};
+    Forward<P> density_pass{density, own_h, own, Saved<P>{nullptr, density.layers, 0}, 0};
     Forward<P> color_pass{color, rows, nullptr, Saved<P>{nullptr, color.layers, 0}, 0};
     density_pass.take_scratch(arena);
     color_pass.take_scratch(arena);
     for (int64_t at = chunk * size; at < end; at += TILE) {
       const int64_t m = end - at < TILE ? end - at : TILE;
-      gather_levels<F>(features, field.level_count, n, at, h, m);
       T* g = geometry ? geometry + at * columns : own;
-      density_pass.outputs = g;
-      density_pass.tile(0, m);
+      if (features) {
+        T* h = kept ? kept + at * channels : own_h;
+        gather_levels<F>(features, field.level_count, n, at, h, m);
+        density_pass.inputs = h, density_pass.outputs = g;
+        density_pass.tile(0, m);
+      }
       for (int64_t r = 0; r < m; r += LANES) {
         const int k = int(m - r < LANES ? m - r : LANES);
         store_first(sigmas + at + r, density_of(load_strided(g + r * columns, columns, k)), k);
@@ -118,12 +123,12 @@ void backward_radiance(const Radiance<T>& field, const RadianceGradients<T>& giv
     Arena& arena = fresh_arena<Use::TILE>();
     T *rows = arena.take<T>(TILE * width), *grad_rows = arena.take<T>(TILE * width);
     T *grad_raw = arena.take<T>(TILE * 3), *grad_geometry = arena.take<T>(TILE * columns);
-    T *h = arena.take<T>(TILE * channels), *grad_h = arena.take<T>(TILE * channels);
+    T* grad_h = arena.take<T>(TILE * channels);
     Gradients<T> of_color = color_grads, of_density = density_grads;
     of_color.inputs = grad_rows, of_density.inputs = grad_h;
     const Saved<P> from_color{nullptr, color.layers, 0}, from_density{nullptr, density.layers, 0};
     Backward<P> color_pass{color, rows, grad_raw, from_color, 0, of_color, color_layout};
-    Backward<P> density_pass{density, h, grad_geometry, from_density, 0, of_density, density_layout};
+    Backward<P> density_pass{density, nullptr, grad_geometry, from_density, 0, of_density, density_layout};
     color_pass.take_scratch(arena);
     density_pass.take_scratch(arena);
     T *own_color = color_sums + chunk * color_layout.size, *own_density = density_sums + chunk * density_layout.size;
@@ -145,7 +150,7 @@ void backward_radiance(const Radiance<T>& field, const RadianceGradients<T>& giv
         std::memcpy(to, grad_rows + r * width + extra_columns, columns * sizeof(T));
         if (!(g[r * columns] > T(15))) to[0] += given.grad_sigmas[at + r] * given.sigmas[at + r];
       }
-      gather_levels<F>(given.features, field.level_count, n, at, h, m);
+      density_pass.inputs = given.features + at * channels;
       density_pass.n = m;
       density_pass.tile(0, m, own_density);
       scatter_rows<F>(grad_h, field.level_count, n, at, given.grad_features, m);
@@ -166,7 +171,7 @@ template <class Call> void with_features(int features, Call call) {
 
 template <class P, class H, class T = typename P::Real>
 void radiance(const T* points, const H* table, const int64_t* levels, const T* extras, T* sigmas, T* colors, T* features,
-              T* geometry, int64_t n, int level_count, int features_per_level, int rounded, int density_layers, int d0, int d1,
+              T* kept, T* geometry, int64_t n, int level_count, int features_per_level, int rounded, int density_layers, int d0, int d1,
               int d2, int d3, int d4, int d5, const T* dw0, const T* dw1, const T* dw2, const T* dw3, const T* dw4,
               int color_layers, int c0, int c1, int c2, int c3, int c4, int c5, const T* cw0, const T* cw1, const T* cw2,
               const T* cw3, const T* cw4) {
@@ -174,7 +179,7 @@ void radiance(const T* points, const H* table, const int64_t* levels, const T* e
                           level_count,
                           {density_layers, {d0, d1, d2, d3, d4, d5}, {dw0, dw1, dw2, dw3, dw4}, {}, rounded != 0},
                           {color_layers, {c0, c1, c2, c3, c4, c5}, {cw0, cw1, cw2, cw3, cw4}, {}, rounded != 0}};
-  with_features(features_per_level, [&](auto f) { forward_radiance<P, f>(field, points, table, extras, sigmas, colors, features, geometry, n); });
+  with_features(features_per_level, [&](auto f) { forward_radiance<P, f>(field, points, table, extras, sigmas, colors, features, kept, geometry, n); });
 }
 
 template <class P, class T = typename P::Real>

@@ -14,21 +14,38 @@
 namespace polyfield {
 
 constexpr int RAYS = RAY_TILE, LEAST = 8, MOST = 64, BATCH = RAYS * LEAST;  // rays of a tile; intervals of a ray, of a tile at a time
+constexpr int64_t EXPECTED = 32;                                            // intervals of a ray in all, about
 constexpr size_t KEPT = 1 << 17;                                            // intervals of a tile whose room is kept for the next call
 
-// Rays of a tile, of so many in all: at least four tiles, whose shares of the table are met level by level.
+// Rays of a tile, of so many in all: at least four tiles, so that more threads have some.
 inline int64_t tile_size(int64_t rays) {
   const int64_t quarter = ceil_div(ceil_div(rays, 4), 16) * 16;
   return quarter < RAYS ? (quarter > 0 ? quarter : 16) : RAYS;
 }
 
-// What one tile of rays met: pieces, each the next few intervals of one ray.
+// Rows of numbers, of which there will be more.
+class Rows {
+  Scratch<float> room;
+  size_t used = 0;
+
+ public:
+  float* next(size_t count) {
+    if (used + count > room.size()) room.resize(2 * (used + count));
+    used += count;
+    return room.data() + used - count;
+  }
+  const float* data() const { return room.data(); }
+  void clear() { used = 0; }
+};
+
+// What one tile of rays met: pieces, each the next few intervals of one ray; and what the field said of those that are seen.
 struct Met {
   struct Piece { int32_t ray, count; };
   std::vector<Piece> pieces;
   std::vector<float> t_starts, t_ends, sigmas;
   std::vector<uint8_t> seen;
-  void clear() { pieces.clear(), t_starts.clear(), t_ends.clear(), sigmas.clear(), seen.clear(); }
+  Rows features, geometry;
+  void clear() { pieces.clear(), t_starts.clear(), t_ends.clear(), sigmas.clear(), seen.clear(), features.clear(), geometry.clear(); }
 };
 // Kept between radiance_march and radiance_march_write, which the same thread calls one after the other.
 inline std::vector<Met>& met() {
@@ -116,20 +133,37 @@ struct Walk {
   }
 };
 
+// Keeps the features and the density network's outputs, `columns` of them, of the last `count` intervals that are seen.
+template <int F>
+void keep_found(Met& met, const float* features, int level_count, const float* geometry, int columns, int count) {
+  const uint8_t* seen = met.seen.data() + met.seen.size() - count;
+  int most = 0;
+  for (int i = 0; i < count; ++i) most += seen[i];
+  float *h = met.features.next(size_t(most) * level_count * F), *g = met.geometry.next(size_t(most) * columns);
+  for (int i = 0; i < count; ++i) {
+    if (!seen[i]) continue;
+    for (int l = 0; l < level_count; ++l, h += F) std::memcpy(h, features + (int64_t(l) * count + i) * F, F * sizeof(float));
+    std::memcpy(g, geometry + int64_t(i) * columns, columns * sizeof(float));
+    g += columns;
+  }
+}
+
 template <class P, int F, class H>
 void march_radiance(const Way& way, const Parameters<float>& parameters, const Level* levels, int level_count, const H* table,
-                    int64_t rays, int32_t* ray_offsets, int32_t* seen_offsets) {
+                    int64_t rays, bool keep, int32_t* ray_offsets, int32_t* seen_offsets) {
+  const int columns = parameters.dims[parameters.layers];
   const Net<P> net(parameters, false, fresh_arena<Use::CALL>());
   const Marching marching(way.steps.cone > 0, way.grid.cascades > 1);
   const int64_t size = tile_size(rays), tiles = ceil_div(rays, size);
-  std::vector<Met>& kept = met();
-  if (int64_t(kept.size()) < tiles) kept.resize(tiles);
+  std::vector<Met>& all = met();
+  if (int64_t(all.size()) < tiles) all.resize(tiles);
   std::fill(ray_offsets, ray_offsets + rays + 1, 0);
   std::fill(seen_offsets, seen_offsets + rays + 1, 0);
   parallel_pieces(tiles, [&](int64_t i) {
     const int64_t begin = i * size, n = rays - begin < size ? rays - begin : size;
     Arena& arena = fresh_arena<Use::TILE>();
-    float *features = arena.take<float>(BATCH * level_count * F), *rows = arena.take<float>(TILE * level_count * F), *outputs = arena.take<float>(BATCH);
+    float *features = arena.take<float>(BATCH * level_count * F), *rows = arena.take<float>(TILE * level_count * F);
+    float *outputs = arena.take<float>(BATCH * columns), *sigmas = arena.take<float>(BATCH);
     Forward<P> pass{net, rows, outputs, Saved<P>{nullptr, net.layers, 0}, 0};
     pass.take_scratch(arena);
     static thread_local Walk walk;
@@ -137,43 +171,45 @@ void march_radiance(const Way& way, const Parameters<float>& parameters, const L
     walk.hits = marching.load(walk.rays, way.steps, way.grid, o, d, way.near + begin, way.far + begin, way.jitter ? way.jitter + begin : nullptr, 0, n);
     for (int j = 0; j < walk.hits; ++j) walk.starts[walk.rays.ray[j]] = walk.rays.f[START][j];
     std::fill(walk.light, walk.light + RAYS, 1.0f);
-    kept[i].clear();
-    bool first = true;
+    Met& found = all[i];
+    found.clear();
+    int64_t warming = i < thread_count() ? EXPECTED * rays : 0;  // once by each thread: what another one fetched may be far away
     while (walk.hits) {
       const int share = int(size) * LEAST / walk.hits, most = share < MOST ? share : MOST;
       walk.advance(way, marching, o, d, most);
       const int64_t count = walk.count;
-      encode_few<3, F>(walk.points, table, levels, level_count, features, count, [&](int l) {
-        if (first) warm<3>(table + levels[l].offset * F, levels[l].size * F, rays * LEAST, begin * LEAST, (begin + n) * LEAST);
-      });
-      first = false;
+      encode_few<3, F>(walk.points, table, levels, level_count, features, count,
+                       [&](int l) { warm<3>(table + levels[l].offset * F, levels[l].size * F, warming, 0, warming); });
+      warming = 0;
       for (int64_t at = 0; at < count; at += TILE) {
         const int64_t m = count - at < TILE ? count - at : TILE;
         gather_levels<F>(features, level_count, count, at, rows, m);
-        pass.outputs = outputs + at;
+        pass.outputs = outputs + at * columns;
         pass.tile(0, m);
       }
       for (int at = 0; at < walk.count; at += LANES) {
         const int k = walk.count - at < LANES ? walk.count - at : LANES;
-        store_first(outputs + at, density_of(load_first(outputs + at, k)), k);
+        store_first(sigmas + at, density_of(load_strided(outputs + at * columns, columns, k)), k);
       }
-      walk.take_down(way, outputs, most, kept[i], ray_offsets + begin, seen_offsets + begin);
+      walk.take_down(way, sigmas, most, found, ray_offsets + begin, seen_offsets + begin);
+      if (keep) keep_found<F>(found, features, level_count, outputs, columns, int(count));
     }
   });
 }
 
 // Which intervals rays meet and how many can be seen: offsets (rays + 1) of both, and their numbers in totals[0] and [1].
+// keep: what the field says of those that are seen is kept for radiance_march_write.
 template <class P, class H>
 void radiance_march(const float* origins, const float* directions, const float* near, const float* far, const float* jitter, const int64_t* bits_,
                     const uint8_t* states, int64_t rays, int64_t resolution, int64_t cascades, float half, float step, float cone, float longest,
                     float min_transmittance, float min_alpha, const float* box, const H* table, const int64_t* levels, int level_count, int features_per_level,
                     int rounded, int layers, int d0, int d1, int d2, int d3, int d4, int d5, const float* w0, const float* w1, const float* w2,
-                    const float* w3, const float* w4, int32_t* ray_offsets, int32_t* seen_offsets, int64_t* totals) {
+                    const float* w3, const float* w4, int keep, int32_t* ray_offsets, int32_t* seen_offsets, int64_t* totals) {
   const Way way{origins, directions, near, far, jitter, Grid(bits_, states, int(resolution), int(cascades), half), Steps(step, cone, longest), box, min_transmittance, min_alpha};
   Parameters<float> parameters{layers, {d0, d1, d2, d3, d4, d5}, {w0, w1, w2, w3, w4}, {}, rounded != 0};
-  parameters.dims[layers] = 1;  // the log-density alone
+  if (!keep) parameters.dims[layers] = 1;  // the log-density alone
   with_features(features_per_level, [&](auto f) {
-    march_radiance<P, f>(way, parameters, (const Level*)levels, level_count, table, rays, ray_offsets, seen_offsets);
+    march_radiance<P, f>(way, parameters, (const Level*)levels, level_count, table, rays, keep != 0, ray_offsets, seen_offsets);
   });
   prefix(ray_offsets, rays, totals);
   prefix(seen_offsets, rays, totals + 1);
@@ -181,9 +217,11 @@ void radiance_march(const float* origins, const float* directions, const float* 
 
 }  // namespace
 
-// Expands what the last radiance_march met: all intervals with their densities, and those that can be seen.
+// Expands what the last radiance_march met: all intervals with their densities, and those that can be seen; of these, if it
+// was told to keep them, features (channels each) and the density network's outputs (columns each).
 inline void radiance_march_write(const int32_t* ray_offsets, const int32_t* seen_offsets, float* t_starts, float* t_ends, int32_t* ray_indices,
-                                 float* sigmas, float* seen_starts, float* seen_ends, int32_t* seen_indices, int64_t rays) {
+                                 float* sigmas, float* seen_starts, float* seen_ends, int32_t* seen_indices, float* features, float* geometry,
+                                 int channels, int columns, int64_t rays) {
   std::vector<Met>& kept = met();
   const int64_t size = tile_size(rays);
   parallel_pieces(ceil_div(rays, size), [&](int64_t i) {
@@ -191,6 +229,7 @@ inline void radiance_march_write(const int32_t* ray_offsets, const int32_t* seen
     const int64_t begin = i * size, end = rays < begin + size ? rays : begin + size;
     std::copy(ray_offsets + begin, ray_offsets + end, cursor);
     std::copy(seen_offsets + begin, seen_offsets + end, seen_cursor);
+    const float *h = kept[i].features.data(), *g = kept[i].geometry.data();
     int64_t from = 0;
     for (const Met::Piece& piece : kept[i].pieces) {
       int32_t& at = cursor[piece.ray];
@@ -200,6 +239,10 @@ inline void radiance_march_write(const int32_t* ray_offsets, const int32_t* seen
         sigmas[at] = kept[i].sigmas[from], ray_indices[at] = int32_t(begin + piece.ray);
         if (!kept[i].seen[from]) continue;
         seen_starts[seen_at] = t_starts[at], seen_ends[seen_at] = t_ends[at], seen_indices[seen_at] = ray_indices[at];
+        if (features) {
+          std::memcpy(features + int64_t(seen_at) * channels, h, channels * sizeof(float)), h += channels;
+          std::memcpy(geometry + int64_t(seen_at) * columns, g, columns * sizeof(float)), g += columns;
+        }
         ++seen_at;
       }
     }
