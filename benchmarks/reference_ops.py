@@ -6,10 +6,10 @@ here over all rays and intervals at once, as one would in torch. The optimizer i
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -27,15 +27,17 @@ from tests.reference import mlp as mlp_reference
 from tests.reference import sh_basis as sh_reference
 
 
-def job_like(job: Job, config, scene) -> Job:
-    """A second job in the state of ``job``, for the same rays, with torch's Adam."""
-    twin = config.build(scene)
-    twin.restore(copy.deepcopy(job.tensors()), {**job.metadata(), "step": job.step})
-    parameters = list(twin.field.parameters())
-    for parameter in parameters:
-        parameter.grad = None
-    twin.optimizer = torch.optim.Adam(parameters, lr=1e-2, betas=(0.9, 0.99), eps=1e-15)  # type: ignore[assignment]
-    return twin
+def with_torch_adam(job: Job) -> Job:
+    """A job that steps by torch's Adam, and marches all intervals at once: in torch that is faster than in waves
+    (a step of fox: 300 ms; in waves of 24 intervals 390)."""
+    job.renderer.config = replace(job.renderer.config, wave=0)
+    options = ("params", "lr", "betas", "eps", "weight_decay")
+    groups = [{name: group[name] for name in options} for group in job.optimizer.param_groups]
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    job.optimizer = torch.optim.AdamW(groups)
+    return job
 
 
 @contextmanager
@@ -55,7 +57,12 @@ def in_place_of_ours() -> Iterator[None]:
         stack.enter_context(patch.object(OccupancyGrid, "march", march))
         stack.enter_context(patch.object(Samples, "positions", positions))
         stack.enter_context(patch.object(radiance_grid.RadianceGrid, "_fused", lambda *_: None))
+        stack.enter_context(patch.object(volume, "Marchable", _Nothing))  # or it would march by our kernel
         yield
+
+
+class _Nothing:
+    """What no field is."""
 
 
 def _mlp(inputs: Tensor, weights, biases=None, *, bfloat16: bool = False) -> Tensor:

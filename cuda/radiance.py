@@ -206,12 +206,13 @@ def _radiance(
     points, extras, source = points.contiguous(), extras.contiguous(), (table if half is None else half).contiguous()
     density = [w.contiguous() for w in (d0, d1, d2, d3, d4) if w is not None]
     color = [w.contiguous() for w in (c0, c1, c2, c3, c4) if w is not None]
-    known = found_features is not None
-    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, color, numbers, keep and not known)
+    fresh = keep and found_features is None
+    sigmas, colors, features, geometry = outputs = _new_outputs(points, density, color, numbers, fresh)
     if on_gpu(points):
         radiance_tensor.forward(points, extras, source, numbers, density, color, outputs)
         return outputs
-    if known:
+    kept: tuple[Tensor | None, ...]
+    if found_features is not None and found_geometry is not None:
         kept = (None, found_features.contiguous(), found_geometry.contiguous())
     else:
         kept = (_new_features(points, numbers), *((features, geometry) if keep else (None, None)))

@@ -159,10 +159,10 @@ def _radiance_march(
     met, seen = _outputs(origins, totals[0]), _outputs(origins, totals[1])
     sigmas = torch.empty_like(met[0])
     widths = (levels * numbers[1], len(weights[-1]))
-    kept = [origins.new_empty(totals[1] if keep else 0, width) for width in widths]
-    rows = kept if keep else (None, None)
-    launch("radiance_march_write", None, offsets, seen_offsets, *met, sigmas, *seen, *rows, *widths, count)
-    return *met, offsets, sigmas, *seen, seen_offsets, *kept
+    features, geometry = (origins.new_empty(totals[1] if keep else 0, width) for width in widths)
+    kept = (features, geometry) if keep else (None, None)
+    launch("radiance_march_write", None, offsets, seen_offsets, *met, sigmas, *seen, *kept, *widths, count)
+    return *met, offsets, sigmas, *seen, seen_offsets, features, geometry
 
 
 @_radiance_march.register_fake

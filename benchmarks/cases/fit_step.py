@@ -1,24 +1,28 @@
 """One step of a fit as the user has it (march, autograd, losses, Adam, occupancy update) against torch references.
 
-Both fit the same scene from the same state with the same rays; the reference's ops are the readable ones under
-``tests/reference`` in float32, with torch's own Adam. The occupancy update is counted at its share of a step.
+Both go on with the same fit from the same state, with the same number of rays; the reference's ops are the readable
+ones under ``tests/reference`` in float32, with torch's own Adam. Steps are timed in groups of 16, of which one updates
+the occupancy grid, after a group that is not timed.
 """
 
 from __future__ import annotations
 
+import copy
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from polyfield.apps.fit import Budget, Report, fit
+from polyfield.apps.fit import Budget, Job, Report, fit
 from polyfield.apps.recipes import ngp
 from polyfield.cuda import native
 from polyfield.datasets.scene import open_scene
 
 from .. import reference_ops
-from ..measure import Row, blocks
+from ..measure import Row
 from ..scenes import data_root
 
-WARM_STEPS = 400
+WARM_STEPS, GROUP, ROUNDS = 400, 16, 3
 
 
 def run(device: str) -> Iterator[Row]:
@@ -28,33 +32,42 @@ def run(device: str) -> Iterator[Row]:
         config = replace(ngp.Config(), field=replace(ngp.Config().field, bfloat16=bfloat16))
         job = config.build(scene)
         fit(job, Budget(steps=WARM_STEPS), config.after_step())
-        job.renderer.train()
-        rays = job.batches.rays
-        samples = []
+        state, metadata, rays = job.tensors(), {**job.metadata(), "step": job.step}, job.batches.rays
 
-        def step(job=job, config=config, rays=rays, samples=samples):
-            job.batches.rays = rays
-            report = one_step(job, config)
-            samples.append(len(report.step.render.samples))
+        def ours(config=config, state=state, metadata=metadata) -> Job:
+            twin = config.build(scene)
+            twin.restore(copy.deepcopy(state), metadata)
+            return twin
 
-        reference = reference_ops.job_like(job, config, scene)
-
-        def slow(reference=reference, config=config, rays=rays):
-            reference.batches.rays = rays
+        mine, theirs = [], []
+        for _ in range(ROUNDS):
+            mine.append(timed(ours(), config, rays))
             with reference_ops.in_place_of_ours():
-                one_step(reference, config)
-
-        ours, theirs = blocks(step, slow, budget=0, least=17)  # as many steps of both
+                theirs.append(timed(reference_ops.with_torch_adam(ours()), config, rays))
+        (step, samples), (reference, others) = (map(statistics.median, zip(*x, strict=True)) for x in (mine, theirs))
         kind = "bfloat16" if bfloat16 else "float32"
-        count = sum(samples) / len(samples)
-        name = f"fit step, {scene.name}, {kind}, {rays} rays, {count / 1e3:.0f}k samples"
-        yield Row(name, theirs / ours, ours * 1e3, "ms", "torch references, float32", "18x" if bfloat16 else "12x")
+        name = f"fit step, {scene.name}, {kind}, {rays} rays, {samples / 1e3:.0f}k samples"
+        against = f"torch references, float32, {others / 1e3:.0f}k samples"
+        yield Row(name, reference / step, step * 1e3, "ms", against, "18x" if bfloat16 else "12x")
 
 
-def one_step(job, config) -> Report:
-    budget = Budget(steps=10**9)
+def timed(job: Job, config, rays: int) -> tuple[float, float]:
+    """Seconds and samples of a step."""
+    steps(job, config, rays, GROUP)
+    start = time.perf_counter()
+    reports = steps(job, config, rays, 2 * GROUP)
+    spent = time.perf_counter() - start
+    return spent / len(reports), statistics.mean(len(report.step.render.samples) for report in reports)
+
+
+def steps(job, config, rays: int, count: int = 1) -> list[Report]:
+    """So many steps of a fit, each of so many rays."""
     reports: list[Report] = []
-    start = job.step
-    fit(job, budget, [*config.after_step(), reports.append], stop=lambda: job.step > start)
-    job.renderer.train()
-    return reports[-1]
+
+    def keep(report: Report) -> None:
+        job.batches.rays = rays
+        reports.append(report)
+
+    job.batches.rays, until = rays, job.step + count
+    fit(job, Budget(steps=10**9), [*config.after_step(), keep], stop=lambda: job.step >= until)
+    return reports

@@ -11,7 +11,7 @@ from polyfield.datasets.scene import open_scene
 from polyfield.fields.gradient_kinds import Gradients
 
 from ..measure import Row, pair
-from .fit_step import one_step
+from .fit_step import steps as take_steps
 
 WARM_STEPS, DOWNSCALE = 300, 1
 
@@ -25,12 +25,10 @@ def run(device: str) -> Iterator[Row]:
         budget = Budget(steps=WARM_STEPS)
         job = config.build(scene, budget=budget)
         fit(job, budget, config.after_step())
-        job.renderer.train()
         samples: list[int] = []
 
         def step(job=job, config=config, rays=job.batches.rays, samples=samples):
-            job.batches.rays = rays
-            samples.append(len(one_step(job, config).step.render.samples))
+            samples.append(len(take_steps(job, config, rays)[0].step.render.samples))
 
         steps[kind] = step, samples
     analytic, of_analytic = steps[Gradients.ANALYTIC]
