@@ -11,26 +11,22 @@ from collections.abc import Iterator
 from ..measure import Row
 
 
-def wall(*command: str) -> float:
-    """Median of seven runs, seconds."""
-    times = []
+def walls(*commands: tuple[str, ...]) -> list[float]:
+    """Medians of seven runs of each, in turn, seconds; the first round is not counted."""
+    times: list[list[float]] = [[] for _ in commands]
     for _ in range(8):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+        for command, found in zip(commands, times, strict=True):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found[1:]) for found in times]
 
 
 def run(device: str) -> Iterator[Row]:
-    alone = wall("-c", "import torch")
     names = "import torch, polyfield; polyfield.Camera, polyfield.open_run, polyfield.fit_scene"
-    yield Row(
-        "import polyfield, beyond torch",
-        None,
-        wall("-c", "import torch, polyfield") - alone,
-        "s",
-        "import torch",
-        "0.2 s",
+    alone, package, public, usage = walls(
+        ("-c", "import torch"), ("-c", "import torch, polyfield"), ("-c", names), ("-m", "polyfield.apps", "--help")
     )
-    yield Row("import of every public name, beyond torch", None, wall("-c", names) - alone, "s", "import torch")
-    yield Row("polyfield --help", None, wall("-m", "polyfield.apps", "--help"), "s", "", "1 s")
+    yield Row("import polyfield, beyond torch", None, package - alone, "s", "import torch", "0.2 s")
+    yield Row("import of every public name, beyond torch", None, public - alone, "s", "import torch")
+    yield Row("polyfield --help", None, usage, "s", "", "1 s")
