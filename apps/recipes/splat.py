@@ -43,8 +43,9 @@ class RatesConfig:
 
     means: float = 1.6e-4
     """Times the scene's half extent, falling to a hundredth."""
-    quats: float = 1e-3
-    log_scales: float = 5e-3
+    quats: float = 2e-3
+    log_scales: float = 1e-2
+    """Half of this and of ``quats``, as published, takes 0.4 dB from fox after 120 s and nothing from lego."""
     logit_opacities: float = 5e-2
     colors: float = 2.5e-3
     higher_bands: float = 0.15

@@ -46,7 +46,7 @@ class Config(splat.Config):
     """3D Gaussian Splatting with the published density control, under a hard cap."""
 
     first: FirstGaussians = field(default_factory=lambda: FirstGaussians(opacity=0.1, scale=1.0))
-    rates: splat.RatesConfig = splat.RatesConfig(higher_bands=0.05)
+    rates: splat.RatesConfig = splat.RatesConfig(quats=1e-3, log_scales=5e-3, higher_bands=0.05)
     classic: ClassicControl = ClassicControl()
     opacity: MeanOpacity = MeanOpacity(weight=0.0)
     scale: MeanScale = MeanScale(weight=0.0)

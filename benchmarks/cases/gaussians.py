@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+from polyfield.cuda import splatting
 from polyfield.cuda.gaussians import render_gaussians
 from polyfield.cuda.ssim import ssim_l1
 from polyfield.cuda.surfels import render_surfels
@@ -68,6 +69,13 @@ class Step:
         buffers = (*(x.grad for x in self.gaussians[:4]), self.colors.open(self.gaussians[4], 3))
         return render_gaussians(*self.gaussians, self.K, self.pose, self.size, self.size, grad_buffers=buffers).colors
 
+    def intersections(self) -> int:
+        """Pairs of a Gaussian and a tile of the image that it meets."""
+        view = splatting.View(self.size, self.size, -1, 0.01, 0.3, False, splatting.Lens.PINHOLE)
+        with torch.no_grad():
+            rows, counts = splatting.project(tuple(self.gaussians), self.K, self.pose, view)
+        return int(splatting.sort(rows, counts, self.size, self.size).tile_offsets[-1])
+
     def forward(self):
         with torch.no_grad():
             self.draw()
@@ -112,6 +120,12 @@ class Step:
         reference.render(gaussians, self.K, self.pose, self.size, self.size)[0].backward(self.upstream)
 
 
+def time_per_intersection(count: int, size: int) -> float:
+    """Seconds of a whole step on the image, Adam included."""
+    step = Step(count, size)
+    return seconds(step.with_adam, least=3) / step.intersections()
+
+
 def peak_of(count: int, size: int) -> float:
     """Bytes that a process of its own takes at most for ``count`` Gaussians and a few of their steps."""
     step = Step(count, size)
@@ -148,10 +162,11 @@ def run(device: str) -> Iterator[Row]:
     yield Row(
         "Gaussians, 50k of sigma 4.4 px at 400x400, whole step", None, seconds(step.whole) * 1e3, "ms", "", "25 ms"
     )
-    small, large = Step(50_000, 800), Step(800_000, 3200)  # sixteen times the Gaussians, tiles and intersections
-    growth = seconds(large.with_adam, least=3) / seconds(small.with_adam) / 16
-    yield Row("Gaussians, time per Gaussian, 800k / 50k", None, growth, "x", "", "1x")
-    del small, large
+    small = time_per_intersection(50_000, 800)
+    for times in (4, 8):
+        growth = time_per_intersection(50_000 * times**2, 800 * times) / small
+        name = f"Gaussians, time of a step per tile intersection, {50 * times**2}k / 50k"
+        yield Row(name, None, growth, "x", "", "1x")
     taken = memory_per_gaussian(100_000, 800_000, 1600)
     name = "Gaussians, memory of each while fitting, 100k to 800k at 1600x1600"
     yield Row(name, None, taken, "bytes", "", "1024 bytes")
