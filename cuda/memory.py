@@ -25,21 +25,20 @@ def _madvise():
 
 
 def in_large_pages(tensor: Tensor) -> Tensor:
-    """The same numbers in pages of 2 MiB, from the first to the last, where the system has them: for what stays.
+    """The same numbers in pages of 2 MiB, as many as they fill, where the system has them: for what stays.
 
-    A CPU tensor that fills at least one is copied, to a place of its own; others are returned as they are.
-    Measured on hash tables of 6 MB: marching through the field up to 1.5 times as fast as with a third of them in small
-    pages, which is what an allocator leaves at both ends.
+    A CPU tensor that fills at least one is copied, to the beginning of a page; others are returned as they are.
+    Measured on hash tables of 16 MB: encoding 15 to 20 % faster.
     """
     size = tensor.numel() * tensor.element_size()
     if size < _PAGE or not tensor.is_cpu or _madvise() is None:
         return tensor
     try:
-        room = mmap.mmap(-1, -(-size // _PAGE) * _PAGE + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        room.madvise(_HUGE)
+        room = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        offset = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % _PAGE
+        room.madvise(_HUGE, offset, size // _PAGE * _PAGE)
     except OSError:
         return tensor
-    offset = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % _PAGE
     moved = torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
     return moved.view(tensor.shape).copy_(tensor)
 

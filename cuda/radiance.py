@@ -235,29 +235,10 @@ def _new_outputs(points, density, color, numbers, keep) -> tuple[Tensor, Tensor,
 
 @_radiance.register_fake
 def _(
-    points,
-    extras,
-    table,
-    half,
-    table_grad,
-    d0,
-    d1,
-    d2,
-    d3,
-    d4,
-    c0,
-    c1,
-    c2,
-    c3,
-    c4,
-    found_features,
-    _,
-    numbers,
-    __,
-    keep,
-):
+    points, extras, table, half, table_grad, d0, d1, d2, d3, d4, c0, c1, c2, c3, c4, found, _, numbers, __, keep
+):  # fmt: skip
     networks = ([w for w in weights if w is not None] for weights in ((d0, d1, d2, d3, d4), (c0, c1, c2, c3, c4)))
-    return _new_outputs(points, *networks, numbers, keep and found_features is None)
+    return _new_outputs(points, *networks, numbers, keep and found is None)
 
 
 @op("radiance_backward")

@@ -98,7 +98,7 @@ class VolumeRenderer(nn.Module):
     def _look(self, field: Field, rays: Rays, keep: bool = False) -> Marched:
         """Intervals in occupied cells, the field's values there without gradients, and the intervals that rays see.
 
-        keep: rays see few enough for what the field found there to be kept.
+        keep: the field will be asked for colours alone, and rays see few enough intervals for what it finds to be kept.
         """
         if self.config.wave is None and isinstance(field, Marchable) and isinstance(self.opacity, Density):
             how = dict(self._pace(), **self._limits, jitter=self._jitter(rays), keep=keep)
@@ -196,7 +196,8 @@ class VolumeRenderer(nn.Module):
         if self.patch > 1 and self.training:
             way = self._patch_intervals(field, still)
         else:
-            way = self._look(field, still, keep=True)
+            moving = rays.origins.requires_grad or rays.directions.requires_grad  # then the field is asked otherwise
+            way = self._look(field, still, keep=self.training and not (normals or moving))
         render = self._shade(field, rays, way.seen, normals, way.found)
         return replace(render, marched=way.met, marched_values=way.values)
 
