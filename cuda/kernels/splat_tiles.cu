@@ -3,7 +3,7 @@
 // Gaussians are sorted by depth once (stable), then cut into (Gaussian, tile) pairs, which a stable sort by tile keeps in
 // order. The cut is exact: per row of 4 x 4-pixel cells, the interval that the ellipse covers; an entry is the number of a
 // slot and a bit for each of the tile's 16 cells that the Gaussian meets (tighter than tiles alone, as in FlashGS, Feng et al., 2024).
-// The trick: cell rows in lanes; a radix sort by depth and a counting sort by tile; each thread owns a contiguous share of
+// The trick: cell rows in lanes, whose bits meet in a tile's first; a radix sort by depth and a counting sort by tile; each thread owns a contiguous share of
 // the sorted Gaussians. In CUDA a thread cuts a Gaussian, and both sorts are torch's (see ../splatting.py).
 #include "lane_math.h"
 #include "op.h"
@@ -193,39 +193,51 @@ const Scratch<Keyed<T>>& sorted_by_depth(Found<T>& found, const T* rows, int64_t
   return sorted;
 }
 
-// f(tile x, tile y, cells) for the tiles that an ellipse meets, row by row.
-template <class T, class F> PF_INLINE void for_tiles(const T* row, const Box& box, int width, F f) {
+// Pairs of a Gaussian and a tile, in three rows of numbers: tile, slot, cells.
+class Pairs {
+  Scratch<int32_t> room;
+  int64_t most = 0;
+
+ public:
+  int64_t count;
+  // What is not touched takes no memory; growing would leave smaller blocks behind.
+  void clear(int64_t upto) {
+    most = upto + LANES, count = 0;
+    room.clear(), room.reserve(3 * most);
+  }
+  PF_INLINE void add(Lane<int32_t> tile, Lane<int32_t> slot, Lane<int32_t> cells, uint32_t chosen) {
+    int32_t* to = room.data() + count;
+    compress(to, tile, chosen), compress(to + most, slot, chosen), compress(to + 2 * most, cells, chosen);
+    count += __builtin_popcount(chosen);
+  }
+  int32_t tile(int64_t i) const { return room.data()[i]; }
+  int64_t entry(int64_t i) const { return int64_t(uint32_t(room.data()[2 * most + i])) << 32 | room.data()[most + i]; }
+};
+
+// The tiles that an ellipse meets: rows of cells in lanes, four of a tile side by side, column of tiles by column. slots: of
+// its bands, one after the other.
+template <class T> PF_INLINE void cut(const T* row, const Box& box, int width, int tiles_x, const int32_t* slots, Pairs& found) {
+  static_assert(CELL == 4 && BAND == 2, "shifts by 2 and 1");
   using I = Lane<int32_t>;
-  using U = Lane<uint32_t>;
-  constexpr int SPAN = 8;  // tiles whose cells have a bit each in a word
   const Ellipse<T> ellipse(row);
-  alignas(64) uint32_t covered[LANES];
-  const int last_row = box.y1 / CELL, first_tile = box.x0 / TILE, last_tile = box.x1 / TILE;
-  for (int base = box.y0 / TILE * CELL; base <= last_row; base += LANES) {  // cell rows, whole tile rows at a time
+  const int last_row = box.y1 / CELL, bands = box.bands();
+  const I up = (iota<int32_t>() & I(CELL - 1)) << 2;  // of a row of cells, its place among the tile's cells
+  for (int base = box.y0 / TILE * CELL; base <= last_row; base += LANES) {
     I left, right;
-    const Mask<int32_t> some = ellipse.meets(iota<T>() + Lane<T>(T(base)), width, left, right);
-    for (int tile = first_tile; tile <= last_tile; tile += SPAN) {
-      const I from = (left >> 2) - I(CELL * tile), to = (right >> 2) - I(CELL * tile);
-      const U bits_up = U(~0u) << U(max(min(from, I(31)), I(0))), bits_to = U(~0u) >> U(I(31) - max(min(to, I(31)), I(0)));
-      store(covered, select(Mask<uint32_t>((some & (from < I(32)) & (to >= I(0))).v), bits_up & bits_to, U(0u)));
-      const int tiles = std::min(SPAN, last_tile - tile + 1);
-      for (int j = 0; j < LANES && base + j <= last_row; j += CELL) {
-        const uint32_t* line = covered + j;
-        if (!(line[0] | line[1] | line[2] | line[3])) continue;
-        for (int k = 0; k < tiles; ++k) {
-          uint32_t cells = 0;
-          for (int r = 0; r < CELL; ++r) cells |= (line[r] >> CELL * k & 15u) << CELL * r;
-          if (cells) f(tile + k, (base + j) / CELL, cells);
-        }
-      }
+    const I tile_row = I(base / CELL) + (iota<int32_t>() >> 2);
+    const auto some = ellipse.meets(iota<T>() + Lane<T>(T(base)), width, left, right) & (tile_row <= I(box.y1 / TILE));
+    const I band = min((tile_row >> 1) - I(box.first_band()), I(bands - 1));
+    const I slot = bands > 2 ? gather(slots, band) : select(band > I(0), I(slots[bands - 1]), I(slots[0]));
+    for (int x = box.x0 / TILE; x <= box.x1 / TILE; ++x) {
+      const I from = min(max((left >> 2) - I(CELL * x), I(0)), I(CELL)), end = max(min((right >> 2) - I(CELL * x - 1), I(CELL)), I(0));
+      I cells = select(some & (from < end), ((I(1) << end) - (I(1) << from)) << up, I(0));
+      cells = cells | shuffle(cells, cells, indices<int32_t>([](int i) { return i ^ 1; }));
+      cells = cells | shuffle(cells, cells, indices<int32_t>([](int i) { return i ^ 2; }));
+      const uint32_t chosen = bits(cells > I(0)) & 0x11111111u & ALL_BITS;  // the first of each four
+      if (chosen) found.add(tile_row * I(tiles_x) + I(x), slot, cells, chosen);
     }
   }
 }
-
-struct Pair {
-  int32_t tile, slot;
-  uint32_t cells;
-};
 
 // most: tiles that all of them meet at most
 template <class T>
@@ -233,7 +245,7 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
                  int64_t* band_offsets) {
   static thread_local Found<T> first_look;
   static thread_local Scratch<int64_t> counts;
-  static thread_local std::vector<Scratch<Pair>> pairs_of;  // of each share
+  static thread_local std::vector<Pairs> pairs_of;  // of each share
   const int shares = gaussians < 4096 ? 1 : thread_count(), tiles_x = int(ceil_div(width, TILE));
   const int64_t tiles = tiles_x * ceil_div(height, TILE);
   const Scratch<Keyed<T>>& sorted = sorted_by_depth(first_look, rows, gaussians, width, height, shares, slot_gaussian, band_offsets);
@@ -241,14 +253,12 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
   const int64_t n = int64_t(sorted.size());
   pairs_of.resize(shares);
   counts.assign(shares * tiles, 0);
-  Scratch<Pair>* pairs = pairs_of.data();
+  Pairs* pairs = pairs_of.data();
   const int32_t *first_pair = first_look.pairs.data(), *slot_of = first_look.slot_of.data();
   int64_t* c = counts.data();
   parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
-    Scratch<Pair>& found = pairs[s];
-    found.clear();
-    found.reserve(most);  // what is not touched takes no memory; growing would leave smaller blocks behind
-    int64_t* count = c + s * tiles;
+    Pairs& found = pairs[s];
+    found.clear(most);
     for (int64_t i = begin; i < end; ++i) {
       if (i + AHEAD < end) {
         __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
@@ -258,18 +268,15 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
       const int32_t gaussian = order[i].gaussian;
       const T* row = rows + ROW * int64_t(gaussian);
       const Box box = box_of(row, width, height);
-      const int32_t* slots = slot_of + first_pair[gaussian] - box.first_band();
-      for_tiles(row, box, width, [&](int32_t tile_x, int32_t tile_y, uint32_t cells) {
-        const int32_t tile = tile_y * tiles_x + tile_x;
-        found.push_back({tile, slots[tile_y / BAND], cells});
-        ++count[tile];
-      });
+      cut(row, box, width, tiles_x, slot_of + first_pair[gaussian], found);
     }
+    int64_t* count = c + s * tiles;
+    for (int64_t i = 0; i < found.count; ++i) ++count[found.tile(i)];
   });
   tile_offsets[tiles] = starts(c, tiles, shares, tile_offsets);
   parallel_shares(n, shares, [=](int s, int64_t, int64_t) {
     int64_t* next = c + s * tiles;
-    for (const Pair& pair : pairs[s]) entries[next[pair.tile]++] = int64_t(pair.cells) << 32 | pair.slot;
+    for (int64_t i = 0; i < pairs[s].count; ++i) entries[next[pairs[s].tile(i)]++] = pairs[s].entry(i);
   });
 }
 
