@@ -179,7 +179,7 @@ def test_a_field_of_other_sizes_is_that_of_the_cpu():
 def test_opcheck():
     points, extras, table, layout, density, color = case(20, 4, torch.float32)
     tensors = (*density, None, None, None, *color, None, None)
-    arguments = (points, extras, table, None, None, *tensors, list(layout._numbers), True, True)
+    arguments = (points, extras, table, None, None, *tensors, None, None, list(layout._numbers), True, True)
     torch.library.opcheck(torch.ops.polyfield.radiance.default, arguments)
     weights = [w.detach() for w in density]
     density_only = (points, table.detach(), None, weights, list(layout._numbers), True)
