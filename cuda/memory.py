@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 import sys
 
 import torch
 from torch import Tensor
 
 _PAGE = 2 << 20
-_HUGE = 14  # madvise(2): want large pages
+_HUGE, _COLLAPSE = 14, 25  # madvise(2): want large pages; make them now (Linux 6.1 and later)
 
 
 @functools.cache
@@ -24,23 +23,21 @@ def _madvise():
     return call
 
 
-def in_large_pages(tensor: Tensor) -> Tensor:
-    """The same numbers in pages of 2 MiB, as many as they fill, where the system has them: for what stays.
+def prefer_large_pages(tensor: Tensor, *, now: bool = True) -> Tensor:
+    """Ask the system to keep this CPU tensor's memory in pages of 2 MiB, as far as it can. Returns the tensor.
 
-    A CPU tensor that fills at least one is copied, to the beginning of a page; others are returned as they are.
-    Measured on hash tables of 16 MB: encoding 15 to 20 % faster.
+    Values do not change; where the system knows of no such pages, nothing happens. ``now`` gathers what is already in
+    use; it takes a while. Measured on hash tables of 16 MB: encoding 15 to 20 % faster.
     """
-    size = tensor.numel() * tensor.element_size()
-    if size < _PAGE or not tensor.is_cpu or _madvise() is None:
-        return tensor
-    try:
-        room = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        offset = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % _PAGE
-        room.madvise(_HUGE, offset, size // _PAGE * _PAGE)
-    except OSError:
-        return tensor
-    moved = torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-    return moved.view(tensor.shape).copy_(tensor)
+    madvise = _madvise()
+    if madvise is not None and tensor.is_cpu:
+        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
+        size = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _PAGE * _PAGE - begin
+        if size > 0:
+            madvise(begin, size, _HUGE)
+            if now:
+                madvise(begin, size, _COLLAPSE)
+    return tensor
 
 
 def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -51,10 +48,4 @@ def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Te
     tensor = like.new_empty(shape, dtype=like.dtype if dtype is None else dtype)
     if type(tensor) is not Tensor or tensor.numel() * tensor.element_size() < _PAGE:
         return tensor  # other types, such as those that torch.compile traces with, have no memory
-    madvise = _madvise()
-    if madvise is not None and tensor.is_cpu:
-        begin = -(-tensor.data_ptr() // _PAGE) * _PAGE
-        end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // _PAGE * _PAGE
-        if end > begin:
-            madvise(begin, end - begin, _HUGE)
-    return tensor
+    return prefer_large_pages(tensor, now=False)

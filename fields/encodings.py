@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..cuda.hash_encoding import HashLayout, hash_encode, hash_encode_with_gradient
 from ..cuda.hash_slopes import hash_slopes
-from ..cuda.memory import in_large_pages
+from ..cuda.memory import prefer_large_pages
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class HashGrid(Encoding):
             finest_resolution=config.finest_resolution,
         )
         self.out_channels, self.resolutions = self.layout.out_channels, self.layout.resolutions
-        table = in_large_pages(torch.empty(self.layout.entries, config.features))
+        table = prefer_large_pages(torch.empty(self.layout.entries, config.features))
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4))
-        half = in_large_pages(table.to(torch.bfloat16)) if config.half else None
+        half = prefer_large_pages(table.to(torch.bfloat16)) if config.half else None
         self.register_buffer("half_table", half, persistent=False)
 
     def group(self) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..cuda.checks import check_dtype, check_range, check_shape
-from ..cuda.memory import in_large_pages
+from ..cuda.memory import prefer_large_pages
 from ..cuda.sparse_adam import sparse_adam_
 from .sh_factors import ShFactors
 
 
 def _zeros(param: Tensor) -> Tensor:
-    return in_large_pages(torch.zeros_like(param, memory_format=torch.contiguous_format))
+    return prefer_large_pages(torch.zeros_like(param, memory_format=torch.contiguous_format))
 
 
 class Adam(torch.optim.Optimizer):

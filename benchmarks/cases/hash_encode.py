@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from polyfield.cuda.hash_encoding import HashLayout, hash_encode
-from polyfield.cuda.memory import in_large_pages
+from polyfield.cuda.memory import prefer_large_pages
 
 from tests.reference import hash_encode as reference
 
@@ -26,9 +26,9 @@ def run(device: str) -> Iterator[Row]:
         (8, 4, 19, False),
     ):
         layout = HashLayout.build(levels=levels, features=features, log2_size=log2_size)
-        table = in_large_pages(torch.empty(layout.entries, features)).uniform_(-1, 1).requires_grad_()
-        copy = in_large_pages(table.detach().bfloat16()) if half else None
-        buffer = in_large_pages(torch.zeros_like(table))
+        table = prefer_large_pages(torch.empty(layout.entries, features)).uniform_(-1, 1).requires_grad_()
+        copy = prefer_large_pages(table.detach().bfloat16()) if half else None
+        buffer = prefer_large_pages(torch.zeros_like(table))
         upstream = torch.randn(POINTS, levels * features)
 
         def forward(table=table, layout=layout, copy=copy):
