@@ -112,10 +112,15 @@ template <class T> PF_INLINE void clear_slots(const Scene<T>& s, int64_t tile, i
 constexpr int AHEAD = 6;  // entries whose rows are fetched before they are needed
 
 // f(slot, number of a Gaussian, its splat, cells) for a tile's entries until nothing is live.
-template <class S, class T, class F> PF_INLINE void for_entries(const Scene<T>& s, const Window& w, int64_t tile, const uint32_t& live, F f) {
+template <class S, class T, class F>
+PF_INLINE void for_entries(const Scene<T>& s, const Window& w, int64_t tile, const uint32_t& live, F f, const T* slots = nullptr) {
   const int64_t end = s.tile_offsets[tile + 1];
   for (int64_t e = s.tile_offsets[tile]; e < end && live; ++e) {
-    if (e + AHEAD < end) __builtin_prefetch(s.rows + ROW * int64_t(s.slot_gaussian[int32_t(s.entries[e + AHEAD])]));
+    if (e + AHEAD < end) {
+      const int64_t ahead = int32_t(s.entries[e + AHEAD]);
+      __builtin_prefetch(s.rows + ROW * int64_t(s.slot_gaussian[ahead]));
+      if (slots) __builtin_prefetch(slots + ROW * ahead, 1);
+    }
     const int64_t slot = int32_t(s.entries[e]), gaussian = s.slot_gaussian[slot];
     f(slot, gaussian, S(s.rows + ROW * gaussian, w), uint32_t(s.entries[e] >> 32) & live);
   }

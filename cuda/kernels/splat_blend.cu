@@ -212,7 +212,7 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
     R m[ROW];
     moments.list(m);
     add_sums(up.slots + ROW * slot, m);
-  });
+  }, up.slots);
 }
 
 template <class T>
