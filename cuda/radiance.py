@@ -93,7 +93,7 @@ def radiance(
         return _density(geometry), torch.sigmoid(raw)
     density = [*density_weights, *_NONE[len(density_weights) :]]
     color = [*color_weights, *_NONE[len(color_weights) :]]
-    known = (None, None) if found is None else tuple(found)
+    known = (None, None) if found is None else tuple(x.contiguous() for x in found)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (table, *density_weights, *color_weights))
     options = (layout._numbers, bfloat16, keep)
     return _radiance(points, extras, table, half, table_grad, *density, *color, *known, *options)[:2]
@@ -213,7 +213,7 @@ def _radiance(
         return outputs
     kept: tuple[Tensor | None, ...]
     if found_features is not None and found_geometry is not None:
-        kept = (None, found_features.contiguous(), found_geometry.contiguous())
+        kept = (None, found_features, found_geometry)
     else:
         kept = (_new_features(points, numbers), *((features, geometry) if keep else (None, None)))
     _forward(points, extras, source, density, color, numbers, bfloat16, (sigmas, colors, *kept))

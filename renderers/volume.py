@@ -101,8 +101,8 @@ class VolumeRenderer(nn.Module):
         keep: the field will be asked for colours alone, and rays see few enough intervals for what it finds to be kept.
         """
         if self.config.wave is None and isinstance(field, Marchable) and isinstance(self.opacity, Density):
-            how = dict(self._pace(), **self._limits, jitter=self._jitter(rays), keep=keep)
-            return field.march(self.occupancy, rays, **how)  # type: ignore[arg-type]
+            jitter = self._jitter(rays)
+            return field.march(self.occupancy, rays, **self._pace(), jitter=jitter, **self._limits, keep=keep)
         marched, values = self._march(field, rays)
         alphas = self._alphas(rays, marched, values)
         if self.opacity.needs_neighbors:

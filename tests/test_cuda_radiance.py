@@ -7,7 +7,7 @@ lane's four channels, and inputs of the colour network that fill no whole tile.
 import pytest
 import torch
 from polyfield.cuda import radiance_tensor
-from polyfield.cuda.radiance import radiance, radiance_density
+from polyfield.cuda.radiance import Found, radiance, radiance_density
 from polyfield.fields.encodings import HashGridConfig
 from polyfield.fields.networks import MlpConfig
 from polyfield.fields.radiance_grid import RadianceGrid, RadianceGridConfig
@@ -174,6 +174,13 @@ def test_a_field_of_other_sizes_is_that_of_the_cpu():
 
     for found, wanted in zip(*on_both(run, points, directions), strict=True):
         torch.testing.assert_close(found.cpu(), wanted, atol=1e-2, rtol=1e-2)
+
+
+def test_what_a_march_found_is_for_the_cpu():
+    points, extras, table, layout, density, color = case(20, 4, torch.float32)
+    found = Found(torch.zeros(20, layout.out_channels), torch.zeros(20, len(density[-1])))
+    with pytest.raises(ValueError, match="radiance: found: expected None on a GPU"):
+        radiance(points, extras, table, layout, density, color, bfloat16=True, found=found)
 
 
 def test_opcheck():

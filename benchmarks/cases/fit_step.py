@@ -34,16 +34,16 @@ def run(device: str) -> Iterator[Row]:
         fit(job, Budget(steps=WARM_STEPS), config.after_step())
         state, metadata, rays = job.tensors(), {**job.metadata(), "step": job.step}, job.batches.rays
 
-        def ours(config=config, state=state, metadata=metadata) -> Job:
+        def resumed(config=config, state=state, metadata=metadata) -> Job:
             twin = config.build(scene)
             twin.restore(copy.deepcopy(state), metadata)
             return twin
 
         mine, theirs = [], []
         for _ in range(ROUNDS):
-            mine.append(timed(ours(), config, rays))
+            mine.append(timed(resumed(), config, rays))
             with reference_ops.in_place_of_ours():
-                theirs.append(timed(reference_ops.with_torch_adam(ours()), config, rays))
+                theirs.append(timed(reference_ops.with_torch_adam(resumed()), config, rays))
         (step, samples), (reference, others) = (map(statistics.median, zip(*x, strict=True)) for x in (mine, theirs))
         kind = "bfloat16" if bfloat16 else "float32"
         name = f"fit step, {scene.name}, {kind}, {rays} rays, {samples / 1e3:.0f}k samples"

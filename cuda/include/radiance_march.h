@@ -23,20 +23,11 @@ inline int64_t tile_size(int64_t rays) {
   return quarter < RAYS ? (quarter > 0 ? quarter : 16) : RAYS;
 }
 
-// Rows of numbers, of which there will be more.
-class Rows {
-  Scratch<float> room;
-  size_t used = 0;
-
- public:
-  float* next(size_t count) {
-    if (used + count > room.size()) room.resize(2 * (used + count));
-    used += count;
-    return room.data() + used - count;
-  }
-  const float* data() const { return room.data(); }
-  void clear() { used = 0; }
-};
+// Room for so many more numbers.
+inline float* more(Scratch<float>& room, size_t count) {
+  room.resize(room.size() + count);
+  return room.data() + room.size() - count;
+}
 
 // What one tile of rays met: pieces, each the next few intervals of one ray; and what the field said of those that are seen.
 struct Met {
@@ -44,7 +35,7 @@ struct Met {
   std::vector<Piece> pieces;
   std::vector<float> t_starts, t_ends, sigmas;
   std::vector<uint8_t> seen;
-  Rows features, geometry;
+  Scratch<float> features, geometry;
   void clear() { pieces.clear(), t_starts.clear(), t_ends.clear(), sigmas.clear(), seen.clear(), features.clear(), geometry.clear(); }
 };
 // Kept between radiance_march and radiance_march_write, which the same thread calls one after the other.
@@ -139,7 +130,7 @@ void keep_found(Met& met, const float* features, int level_count, const float* g
   const uint8_t* seen = met.seen.data() + met.seen.size() - count;
   int most = 0;
   for (int i = 0; i < count; ++i) most += seen[i];
-  float *h = met.features.next(size_t(most) * level_count * F), *g = met.geometry.next(size_t(most) * columns);
+  float *h = more(met.features, size_t(most) * level_count * F), *g = more(met.geometry, size_t(most) * columns);
   for (int i = 0; i < count; ++i) {
     if (!seen[i]) continue;
     for (int l = 0; l < level_count; ++l, h += F) std::memcpy(h, features + (int64_t(l) * count + i) * F, F * sizeof(float));

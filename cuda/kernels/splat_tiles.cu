@@ -3,8 +3,8 @@
 // Gaussians are sorted by depth once (stable), then cut into (Gaussian, tile) pairs, which a stable sort by tile keeps in
 // order. The cut is exact: per row of 4 x 4-pixel cells, the interval that the ellipse covers; an entry is the number of a
 // slot and a bit for each of the tile's 16 cells that the Gaussian meets (tighter than tiles alone, as in FlashGS, Feng et al., 2024).
-// The trick: cell rows in lanes, whose bits meet in a tile's first; a radix sort by depth and a counting sort by tile; each thread owns a contiguous share of
-// the sorted Gaussians. In CUDA a thread cuts a Gaussian, and both sorts are torch's (see ../splatting.py).
+// The trick: cell rows in lanes, whose bits meet in a tile's first; a radix sort by depth and a counting sort by tile; each
+// thread owns a contiguous share of the sorted Gaussians. In CUDA a thread cuts a Gaussian, and both sorts are torch's (see ../splatting.py).
 #include "lane_math.h"
 #include "op.h"
 #include "splat_row.h"
