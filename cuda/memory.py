@@ -1,12 +1,16 @@
-"""Large pages for large tensors: random reads of many megabytes otherwise wait for the processor's page tables, and
-the first touch of each small page for the system."""
+"""Memory for large tensors: in large pages, since random reads of many megabytes otherwise wait for the processor's
+page tables; and used again, since the system clears every page that it hands out."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
+import threading
+import weakref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,11 +45,62 @@ def prefer_large_pages(tensor: Tensor, *, now: bool = True) -> Tensor:
 
 
 def new_empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor where ``like`` is, in large pages if it is large: what an op writes its results to.
+    """An uninitialised tensor where ``like`` is; on the CPU, if it is large, in large pages that others left.
 
-    Measured on 800,000 Gaussians at 3200 x 3200: a step 14 % faster.
+    Measured on 3.2 million Gaussians at 6400 x 6400: a step 7 to 14 % faster.
     """
-    tensor = like.new_empty(shape, dtype=like.dtype if dtype is None else dtype)
-    if type(tensor) is not Tensor or tensor.numel() * tensor.element_size() < _PAGE:
-        return tensor  # other types, such as those that torch.compile traces with, have no memory
-    return prefer_large_pages(tensor, now=False)
+    dtype = like.dtype if dtype is None else dtype
+    count = math.prod(shape)
+    plain = type(like) in (
+        Tensor,
+        torch.nn.Parameter,
+    )  # others, such as those that torch.compile traces with, have no memory
+    if not plain or not like.is_cpu or count * dtype.itemsize < _PAGE:
+        return like.new_empty(shape, dtype=dtype)
+    return torch.frombuffer(_left.take(count * dtype.itemsize), dtype=dtype, count=count).resize_(shape)
+
+
+class _Blocks:
+    """Memory of tensors that are gone, for those to come."""
+
+    SLACK = 4  # a block may be larger than asked for by this part of it
+    IDLE = 64  # what was left longer ago than so many tensors goes back to the system
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[int, np.ndarray]] = []  # when they were left, in numbers of tensors
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> np.ndarray:
+        """(size,) uint8, which is left again when nobody holds it any more."""
+        with self._lock:
+            self._taken += 1
+            block = self._fitting(size)
+            self._blocks = [one for one in self._blocks if one[0] >= self._taken - self.IDLE]
+        if block is None:
+            block = _new_block(size + size // (2 * self.SLACK))
+        lease = block[:size]
+        weakref.finalize(lease, self._leave, block).atexit = False
+        return lease
+
+    def _fitting(self, size: int) -> np.ndarray | None:
+        """The smallest that is large enough."""
+        sizes = [(block.nbytes, i) for i, (_, block) in enumerate(self._blocks)]
+        fitting = [one for one in sizes if size <= one[0] <= size + size // self.SLACK + _PAGE]
+        return self._blocks.pop(min(fitting)[1])[1] if fitting else None
+
+    def _leave(self, block: np.ndarray) -> None:
+        """Called whenever a tensor goes, be it within ``take``: hence without the lock."""
+        self._blocks.append((self._taken, block))
+
+
+def _new_block(size: int) -> np.ndarray:
+    """(size or somewhat more,) uint8 in large pages. What is not touched takes no memory."""
+    size = -(-size // _PAGE) * _PAGE
+    memory = np.empty(size + _PAGE, np.uint8)
+    begin = -memory.ctypes.data % _PAGE
+    prefer_large_pages(torch.from_numpy(memory), now=False)
+    return memory[begin : begin + size]
+
+
+_left = _Blocks()

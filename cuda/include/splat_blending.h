@@ -142,13 +142,14 @@ template <class F> PF_INLINE void for_vectors(uint32_t cells, uint32_t& live, F 
   }
 }
 
-// f(tile) for all tiles, band by band, whose slots are cleared before.
+// f(tile, the one after it or -1) for all tiles, band by band, whose slots are cleared before.
 template <class T, class F> PF_INLINE void for_bands(int64_t tiles, int width, T* slots, const int64_t* band_offsets, F f) {
   const int64_t columns = ceil_div(width, TILE), band = columns * BAND;
   parallel_pieces(ceil_div(tiles, band), [=](int64_t b) {
     std::memset(slots + ROW * band_offsets[b], 0, ROW * (band_offsets[b + 1] - band_offsets[b]) * sizeof(T));
-    for (int64_t x = 0; x < columns; ++x)  // tiles one below the other share slots: they are then still in the cache
-      for (int64_t tile = b * band + x; tile < tiles && tile < (b + 1) * band; tile += columns) f(tile);
+    const int64_t first = b * band, rows = (tiles - first < band ? tiles - first : band) / columns, n = rows * columns;
+    const auto tile = [=](int64_t i) { return i < n ? first + i % rows * columns + i / rows : -1; };
+    for (int64_t i = 0; i < n; ++i) f(tile(i), tile(i + 1));  // tiles one below the other share slots: they are then still in the cache
   });
 }
 

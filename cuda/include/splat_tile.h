@@ -4,51 +4,11 @@
 // Pixel 16 k + j of a tile is pixel (j % 4, j / 4) of cell k, which is cell (k % 4, k / 4): a vector of 16 lanes is a cell,
 // one of 8 or 4 lanes half or a quarter of it; a warp is two cells.
 #pragma once
-#include "lane_rows.h"
-#include "splat_row.h"
+#include "splat_image.h"
 
 namespace polyfield {
 
-constexpr int PIXELS = TILE * TILE, CELLS = CELL * CELL, VECTORS = CELLS / LANES;  // VECTORS: of a cell
-constexpr int MOST = 4;                                                            // channels that are blended at a time
-
-// An image's channel: where it is read or written, pixel (x, y) at offset + (y width + x) stride. No image: reads as zero.
-template <class T> struct Plane {
-  T* image;
-  int64_t offset, stride;
-};
-template <class T> struct Planes { Plane<T> of[MOST]; };
-
-struct Window {  // of a tile
-  int x0, y0, columns, rows, width;
-  Window(int64_t tile, int width_, int height) : width(width_) {
-    const int tiles_x = (width + TILE - 1) / TILE;
-    x0 = int(tile % tiles_x) * TILE, y0 = int(tile / tiles_x) * TILE;
-    columns = width - x0 < TILE ? width - x0 : TILE;
-    rows = height - y0 < TILE ? height - y0 : TILE;
-  }
-#if PF_CUDA
-  // Of the image, where pixel i of the tile is; -1: outside
-  PF_INLINE int64_t pixel(int i) const {
-    const int cell = i / CELLS, x = CELL * (cell % CELL) + i % CELL, y = CELL * (cell / CELL) + i % CELLS / CELL;
-    return x < columns && y < rows ? int64_t(y0 + y) * width + x0 + x : -1;
-  }
-#else
-  // f(pixel of the tile, pixel of the image)
-  template <class F> PF_INLINE void for_pixels(F f) const {
-    for (int y = 0; y < rows; ++y) {
-      const int64_t at = int64_t(y0 + y) * width + x0;
-      const int i = CELLS * CELL * (y / CELL) + CELL * (y % CELL);
-      for (int x = 0; x < columns; x += CELL) {
-        if (x + CELL <= columns)
-          for (int j = 0; j < CELL; ++j) f(i + CELL * x + j, at + x + j);
-        else
-          for (int j = 0; j < columns - x; ++j) f(i + CELL * x + j, at + x + j);
-      }
-    }
-  }
-#endif
-};
+constexpr int VECTORS = CELLS / LANES;  // of a cell
 
 #if PF_CUDA
 template <class T> PF_INLINE T magnitude(T x) { return abs(x); }
@@ -68,14 +28,6 @@ template <class T> struct Centers {
 template <class T> const Centers<T>& centers() {
   static const Centers<T> c;
   return c;
-}
-
-template <class T> PF_INLINE void read_plane(const Window& w, const Plane<T>& from, T* to, T otherwise = T(0)) {
-  for (int i = 0; i < PIXELS; ++i) to[i] = otherwise;
-  if (from.image) w.for_pixels([&](int i, int64_t at) { to[i] = from.image[from.offset + at * from.stride]; });
-}
-template <class T> PF_INLINE void write_plane(const Window& w, const T* from, const Plane<T>& to) {
-  if (to.image) w.for_pixels([&](int i, int64_t at) { to.image[to.offset + at * to.stride] = from[i]; });
 }
 
 PF_INLINE Lane<float> magnitude(Lane<float> x) { return as_float(as_int(x) & Lane<int32_t>(0x7fffffff)); }

@@ -131,6 +131,7 @@ void blend_tile(const Scene<T>& s, int64_t tile, const Planes<T>& images, const 
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
+  fetch_planes<true>(w, images.of, N);
   alignas(64) T transmittance[PIXELS], image[N][PIXELS], median[MEDIAN ? PIXELS : 1];
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1);
   for (int c = 0; c < N; ++c)
@@ -154,11 +155,9 @@ void blend_tile(const Scene<T>& s, int64_t tile, const Planes<T>& images, const 
       return any(open);
     });
   });
-  for (int c = 0; c < N; ++c) {
-    if (background && c < 3)
-      for (int i = 0; i < PIXELS; ++i) image[c][i] += transmittance[i] * background[c];
-    write_plane(w, image[c], images.of[c]);
-  }
+  for (int c = 0; c < N && c < 3; ++c)
+    for (int i = 0; background && i < PIXELS; ++i) image[c][i] += transmittance[i] * background[c];
+  write_planes<N>(w, image, images);
   if (alphas) {
     for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1) - transmittance[i];
     write_plane(w, transmittance, Plane<T>{alphas, 0, 1});
@@ -178,20 +177,21 @@ void splat_blend(const T* rows, const int64_t* entries, const int64_t* tile_offs
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
-template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, int64_t tile, const Upstream<T>& up) {
+template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, int64_t tile, int64_t next, const Upstream<T>& up) {
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
-  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[N][PIXELS], scratch[PIXELS];
+  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[N][PIXELS], drawn[N][PIXELS];
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1), rest[i] = T(0);
   if (up.grad_alphas) {  // alpha grows by T / (1 - alpha_i): as if an image of -T were left to come
     w.for_pixels([&](int i, int64_t p) { rest[i] = up.grad_alphas[p] * (up.alphas[p] - T(1)); });
   }
-  for (int c = 0; c < N; ++c) {
-    read_plane(w, up.grad_images.of[c], grad[c]);
-    if (!up.grad_images.of[c].image) continue;
-    read_plane(w, up.images.of[c], scratch);
-    for (int i = 0; i < PIXELS; ++i) rest[i] += grad[c][i] * scratch[i];
+  read_planes<N>(w, up.grad_images, grad), read_planes<N>(w, up.images, drawn);
+  for (int c = 0; c < N; ++c)
+    for (int i = 0; up.grad_images.of[c].image && i < PIXELS; ++i) rest[i] += grad[c][i] * drawn[c][i];
+  if (next >= 0) {
+    const Window after(next, s.width, s.height);
+    fetch_planes<false>(after, up.grad_images.of, N), fetch_planes<false>(after, up.images.of, N);
   }
   uint32_t live = cells_inside<T>(w);
   for_entries<Splat<T>>(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
@@ -222,7 +222,7 @@ void splat_blend_backward(const T* rows, const int64_t* entries, const int64_t* 
   const Scene<T> s{rows, entries, tile_offsets, slot_gaussian, width, height, {channels + first, stride, n}};
   const Upstream<T> up{images.value, grad_images.value, alphas, grad_alphas, slots};
   choose<T>(n, false, smooth, [&](auto N, auto, auto SMOOTH) {
-    for_bands(tiles, width, slots, band_offsets, [&](int64_t tile) { blend_tile_backward<T, decltype(N)::value, decltype(SMOOTH)::value>(s, tile, up); });
+    for_bands(tiles, width, slots, band_offsets, [&](int64_t tile, int64_t next) { blend_tile_backward<T, decltype(N)::value, decltype(SMOOTH)::value>(s, tile, next, up); });
   });
 }
 

@@ -171,6 +171,7 @@ void blend_tile(const Scene<T>& s, const Depthwise<T>& to, int64_t tile, const P
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
+  fetch_planes<true>(w, images.of, DRAWN);
   alignas(64) T transmittance[PIXELS], image[DRAWN][PIXELS];
   std::conditional_t<DEEP, TileDepths<T>, Number<0>> depths;
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1);
@@ -192,11 +193,9 @@ void blend_tile(const Scene<T>& s, const Depthwise<T>& to, int64_t tile, const P
     });
   });
   if constexpr (DEEP) depths.write(w, maps);
-  for (int c = 0; c < DRAWN; ++c) {
-    if (background)
-      for (int i = 0; i < PIXELS; ++i) image[c][i] += transmittance[i] * background[c];
-    write_plane(w, image[c], images.of[c]);
-  }
+  for (int c = 0; c < DRAWN; ++c)
+    for (int i = 0; background && i < PIXELS; ++i) image[c][i] += transmittance[i] * background[c];
+  write_planes<DRAWN>(w, image, images);
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1) - transmittance[i];
   write_plane(w, transmittance, Plane<T>{alphas, 0, 1});
 }
@@ -214,11 +213,11 @@ void surfel_blend(const T* rows, const int64_t* entries, const int64_t* tile_off
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
-template <class T, bool DEEP, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, const Depthwise<T>& to, int64_t tile, const SurfelUpstream<T>& up) {
+template <class T, bool DEEP, bool SMOOTH> void blend_tile_backward(const Scene<T>& s, const Depthwise<T>& to, int64_t tile, int64_t next, const SurfelUpstream<T>& up) {
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
-  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[DRAWN][PIXELS], deep[5][DEEP ? PIXELS : 1], scratch[PIXELS];
+  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[DRAWN][PIXELS], deep[5][DEEP ? PIXELS : 1], drawn[DRAWN][PIXELS];
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1), rest[i] = T(0);
   for (int k = 0; k < 5; ++k)
     for (int i = 0; DEEP && i < PIXELS; ++i) deep[k][i] = T(0);
@@ -227,11 +226,12 @@ template <class T, bool DEEP, bool SMOOTH> void blend_tile_backward(const Scene<
     rest[i] = begin_pixel(up, p, g);
     if (DEEP) deep[0][i] = g.sum, deep[1][i] = g.median, deep[2][i] = g.taken, deep[3][i] = g.spread, deep[4][i] = g.middle;
   });
-  for (int c = 0; c < DRAWN; ++c) {
-    read_plane(w, up.grad_images.of[c], grad[c]);
-    if (!up.grad_images.of[c].image) continue;
-    read_plane(w, up.images.of[c], scratch);
-    for (int i = 0; i < PIXELS; ++i) rest[i] += grad[c][i] * scratch[i];
+  read_planes<DRAWN>(w, up.grad_images, grad), read_planes<DRAWN>(w, up.images, drawn);
+  for (int c = 0; c < DRAWN; ++c)
+    for (int i = 0; up.grad_images.of[c].image && i < PIXELS; ++i) rest[i] += grad[c][i] * drawn[c][i];
+  if (next >= 0) {
+    const Window after(next, s.width, s.height);
+    fetch_planes<false>(after, up.grad_images.of, DRAWN), fetch_planes<false>(after, up.images.of, DRAWN);
   }
   uint32_t live = cells_inside<T>(w);
   for_entries<Surfel<T>>(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Surfel<T>& surfel, uint32_t cells) {
@@ -263,7 +263,7 @@ void surfel_blend_backward(const T* rows, const int64_t* entries, const int64_t*
   const SurfelUpstream<T> up{images.value, grad_images.value, maps.value, grad_maps.value, alphas, grad_alphas, slots};
   choose<T>(grad_maps.value.any(), smooth, [&](auto DEEP, auto SMOOTH) {
     for_bands(tiles, width, slots, band_offsets,
-              [&](int64_t tile) { blend_tile_backward<T, decltype(DEEP)::value, decltype(SMOOTH)::value>(s, {near, scale}, tile, up); });
+              [&](int64_t tile, int64_t next) { blend_tile_backward<T, decltype(DEEP)::value, decltype(SMOOTH)::value>(s, {near, scale}, tile, next, up); });
   });
 }
 
