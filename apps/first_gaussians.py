@@ -6,9 +6,11 @@ thousands of steps nor the floaters of a random start.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ..datasets.scene import Scene
 from ..fields.gaussian_init import from_points, mesh_points, random_points
 from ..geometry import Aabb, Gaussians
 from ..renderers.median_depths import median_depths
+from ..renderers.pose_deltas import PoseConfig
 from ..renderers.robust import NOTHING_MOVES, RobustConfig
 from ..renderers.volume import VolumeRenderer
 from .batches import PixelBatches
@@ -39,6 +42,16 @@ class Source(Enum):
     RANDOM = "random"
 
 
+class Beginning(NamedTuple):
+    """What a splat fit begins with."""
+
+    gaussians: Gaussians
+    seconds: float = 0.0
+    """That a hash-grid fit or a search for the floor took."""
+    twists: Tensor | None = None
+    """(F, 6) motions of the photographs' cameras (``PoseDeltas``), if a hash-grid fit looked for them."""
+
+
 @dataclass(frozen=True)
 class FirstGaussians:
     """How a splat fit begins."""
@@ -57,6 +70,9 @@ class FirstGaussians:
     """The most that it takes."""
     grid_steps: int = 1500
     """Steps of the hash-grid fit, where the budget is in steps."""
+    poses_share: float = 0.5
+    """Of the budget, what the hash-grid fit takes where poses are refined: rays find cameras that are degrees off, of
+    which Gaussians, whose gradients reach no further than they do, find little."""
 
     def draw(
         self,
@@ -66,10 +82,11 @@ class FirstGaussians:
         device: torch.device,
         budget: Budget,
         robust: RobustConfig = NOTHING_MOVES,
-    ) -> tuple[Gaussians, float]:
-        """The Gaussians on ``device``, and how long a hash-grid fit or a search for the floor took, seconds."""
+        poses: PoseConfig | None = None,
+    ) -> Beginning:
+        """The Gaussians on ``device``; a hash-grid fit that finds them corrects cameras' poses too, if told how."""
         generator = torch.Generator(device).manual_seed(seed)
-        source, seconds = self.source, 0.0
+        source, seconds, twists = self.source, 0.0, None
         if source is Source.AUTO:
             own = 0 if scene.points is None else len(scene.points)
             few = len(scene.train) <= FEW_VIEWS and own >= FEW_POINTS
@@ -83,9 +100,11 @@ class FirstGaussians:
         elif source is Source.POINTS:
             points, colors, seconds = self._scene_points(scene, torch.Generator().manual_seed(seed))
         else:
-            points, colors, seconds = self._grid_points(scene, seed, device, budget, robust)
+            job = self._grid_fit(scene, seed, device, budget, robust, poses)
+            points, colors = self._grid_points(job)
+            seconds, twists = job.elapsed, None if job.poses is None else job.poses.twists.detach()
         gaussians = from_points(points, colors, degree=degree, opacity=self.opacity, share=self.scale)
-        return gaussians.to(device), seconds
+        return Beginning(gaussians.to(device), seconds, twists)
 
     def _scene_points(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
         if scene.points is None or not len(scene.points):
@@ -103,21 +122,31 @@ class FirstGaussians:
         more, their_colors = surroundings(scene, points, around, generator)
         return torch.cat([points, more]), torch.cat([colors, their_colors]), time.perf_counter() - start
 
-    def _grid_points(
-        self, scene: Scene, seed: int, device: torch.device, budget: Budget, robust: RobustConfig
-    ) -> tuple[Tensor, Tensor, float]:
-        if budget.seconds is not None:
-            budget = Budget(seconds=min(budget.seconds * self.grid_share, self.grid_seconds))
+    def _grid_fit(
+        self,
+        scene: Scene,
+        seed: int,
+        device: torch.device,
+        budget: Budget,
+        robust: RobustConfig,
+        poses: PoseConfig | None,
+    ) -> Job:
+        if poses is not None:
+            budget = budget.part(self.poses_share, math.inf, budget.steps or 0)
+        elif budget.seconds is not None:
+            budget = budget.part(self.grid_share, self.grid_seconds, 0)
         else:
-            budget = Budget(steps=min(self.grid_steps, budget.steps or 0) or 1)
-        job = quick_fit(scene, seed, device, budget, robust)
+            budget = budget.part(1.0, 0.0, self.grid_steps)
+        return quick_fit(scene, seed, device, budget, robust, poses)
+
+    def _grid_points(self, job: Job) -> tuple[Tensor, Tensor]:
         assert isinstance(job.renderer, VolumeRenderer)
         points, colors = surface_points(job, self.count)
         if not len(points):
             raise UserError(
                 "fit: --first.source grid: expected surfaces after the hash-grid fit, found none; use random"
             )
-        return points, colors, job.elapsed
+        return points, colors
 
 
 @torch.no_grad()
@@ -128,7 +157,9 @@ def surface_points(job: Job, count: int) -> tuple[Tensor, Tensor]:
     batches.rays = min(8192, count)
     points, colors, found = [], [], 0
     for _ in range(8 * count // batches.rays + 8):
-        rays, target, _ = batches.draw()
+        rays, target, frames = batches.draw()
+        if job.poses is not None:
+            rays = job.poses(rays, frames)
         render = job.renderer.render(job.field, rays)
         samples, weights = render.samples, render.weights
         assert samples is not None and weights is not None and target.colors is not None

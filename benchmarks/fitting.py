@@ -94,12 +94,12 @@ def held_out_psnr(job: Job, scene: Scene, seen: Callable[[Camera], Camera] = lam
     return sum(found) / len(found)
 
 
-def demo_surface(recipe: str, options: dict[str, Any], resolution: int = 192) -> dict[str, Any]:
-    """metrics.json of a fit of a distance to the built-in scene, its mesh beside the true surface."""
+def demo_surface(recipe: str, options: dict[str, Any], resolution: int = 192, scene: str = "demo") -> dict[str, Any]:
+    """metrics.json of a fit of a distance to a built-in scene, its mesh beside the true surface."""
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
         options = options | {"preview-every": 0, "device": "cpu"}
-        polyfield("fit", recipe, "demo", "--run", run, *(f"--{name}={value}" for name, value in options.items()))
+        polyfield("fit", recipe, scene, "--run", run, *(f"--{name}={value}" for name, value in options.items()))
         polyfield("extract", run, "--output", str(Path(run) / "mesh.ply"), "--resolution", str(resolution))
         polyfield("evaluate", run, "--mesh", "truth")
         return json.loads((Path(run) / "metrics.json").read_text())

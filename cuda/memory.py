@@ -65,6 +65,7 @@ class _Blocks:
 
     SLACK = 4  # a block may be larger than asked for by this part of it
     IDLE = 64  # what was left longer ago than so many tensors goes back to the system
+    MOST = 2 << 30  # bytes that wait for a tensor, and no more
 
     def __init__(self) -> None:
         self._blocks: list[tuple[int, np.ndarray]] = []  # when they were left, in numbers of tensors
@@ -91,7 +92,8 @@ class _Blocks:
 
     def _leave(self, block: np.ndarray) -> None:
         """Called whenever a tensor goes, be it within ``take``: hence without the lock."""
-        self._blocks.append((self._taken, block))
+        if block.nbytes + sum(one.nbytes for _, one in self._blocks) <= self.MOST:
+            self._blocks.append((self._taken, block))
 
 
 def _new_block(size: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def test_gaussians_begin_on_a_device_at_a_scene_s_own_points(scene):
     opaque = scene.with_frames(tuple(replace(f, alphas=None, mask=None) for f in scene.frames))
     with fake_gpu():
         first = FirstGaussians(source=Source.POINTS, count=2 * len(points), surroundings=0.5)
-        gaussians, _ = first.draw(replace(opaque, points=points), 0, 0, DEVICE, Budget(steps=1))
+        gaussians = first.draw(replace(opaque, points=points), 0, 0, DEVICE, Budget(steps=1)).gaussians
         assert isinstance(gaussians.means, Far) and len(points) < len(gaussians.means) <= 2 * len(points)
 
 
@@ -190,7 +190,7 @@ def learned(scene):
 
 @pytest.fixture
 def no_quick_fit(learned, monkeypatch):
-    def known_already(scene, seed, device, budget, robust):
+    def known_already(scene, seed, device, budget, robust, poses=None):
         job = build(scene, seed, device)
         job.restore(*learned)
         job.renderer.eval()

@@ -71,6 +71,13 @@ def test_sizes_that_do_not_fit_and_what_lies_idle(blocks):
     assert all(block.nbytes < 4 * PAGE for _, block in blocks._blocks)
 
 
+def test_what_waits_is_bounded(blocks, monkeypatch):
+    monkeypatch.setattr(memory._Blocks, "MOST", 10 * PAGE)
+    tensors = [new_empty(torch.zeros(1, dtype=torch.uint8), 3 * PAGE) for _ in range(5)]
+    tensors.clear()
+    assert 6 * PAGE <= sum(block.nbytes for _, block in blocks._blocks) <= 10 * PAGE
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.uint8])
 def test_any_type_of_numbers(dtype):
     got = new_empty(torch.nn.Parameter(torch.zeros(1)), 3, PAGE, dtype=dtype)

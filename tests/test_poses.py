@@ -170,6 +170,16 @@ def demo():
     return open_scene("demo", downscale=4)
 
 
+def test_gaussians_go_on_from_the_cameras_that_a_hash_grid_found(demo):
+    scene = perturbed(demo, 2.0, 0.02)
+    poses = PoseConfig(learning_rate=2e-3, begin=0.02)
+    first = FirstGaussians(source=Source.GRID, count=2000, poses_share=0.5)
+    config = splat.Config(sh_degree=0, first=first, refine_poses=True, poses=poses)
+    job = config.build(scene, budget=Budget(steps=240))
+    before, after = misplaced(demo, scene), misplaced(demo, scene, job.poses)
+    assert after < 0.7 * before, (before, after)
+
+
 def test_a_marched_fit_finds_its_cameras_again(demo):
     """Cameras of an orbit that turn and those that shift look much alike: what is measured is what they see."""
     scene = perturbed(demo, 2.0, 0.02)

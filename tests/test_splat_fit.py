@@ -242,7 +242,7 @@ def test_caps_are_never_exceeded(scene, caps, most):
 @pytest.mark.parametrize("source", [Source.RANDOM, Source.MESH, Source.GRID])
 def test_where_a_fit_begins(scene, source):
     first = FirstGaussians(source=source, count=500, grid_steps=40)
-    gaussians, seconds = first.draw(scene, 2, 0, torch.device("cpu"), Budget(steps=50))
+    gaussians, seconds, _ = first.draw(scene, 2, 0, torch.device("cpu"), Budget(steps=50))
     assert 400 < len(gaussians) <= 500
     assert (seconds > 0) == (source is Source.GRID)
     assert gaussians.degree == 2
@@ -253,7 +253,7 @@ def test_points_of_the_scene(scene):
     points = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     given = replace(scene, points=points, point_colors=points + 0.5)
     cpu, budget = torch.device("cpu"), Budget(steps=1)
-    gaussians, seconds = FirstGaussians(count=200).draw(given, 0, 0, cpu, budget)
+    gaussians, seconds, _ = FirstGaussians(count=200).draw(given, 0, 0, cpu, budget)
     assert len(gaussians) == 200 and seconds == 0
     assert (gaussians.means[:, None] == points).all(-1).any(1).all()
     assert len(FirstGaussians(count=900, surroundings=0).draw(given, 0, 0, cpu, budget)[0]) == 300

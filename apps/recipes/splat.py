@@ -27,7 +27,7 @@ from ...renderers.robust import RobustConfig
 from ...renderers.splat import SplatConfig, SplatRenderer
 from ..devices import CPU
 from ..exposures import ExposureKind, center_exposures
-from ..first_gaussians import FirstGaussians
+from ..first_gaussians import Beginning, FirstGaussians
 from ..fit import Budget, Job, Report
 from ..image_batches import ImageBatches
 from ..intrinsics import intrinsics_of
@@ -151,10 +151,11 @@ class Config:
         """What draws, on the CPU."""
         return SplatRenderer(color, draw, random=random)
 
-    def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
-        """What a fit begins with, and how long it took to find, seconds."""
+    def beginning(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> Beginning:
+        """What a fit begins with."""
         first = replace(self.first, count=min(self.first.count, self.most))
-        return first.draw(scene, self.sh_degree, seed, device, budget, self.robust)
+        poses = self.poses if self.refine_poses else None
+        return first.draw(scene, self.sh_degree, seed, device, budget, self.robust, poses)
 
     def terms(self) -> dict[str, Any]:
         """The losses, each with its weight, by name."""
@@ -169,10 +170,9 @@ class Config:
         torch.manual_seed(seed)
         model, renderer = self.build_model(SceneFacts.of(scene), device)
         renderer.generator = torch.Generator(device).manual_seed(seed + 1)
-        seconds = 0.0
-        if budget is not None:
-            gaussians, seconds = self.first_gaussians(scene, seed, device, budget)
-            model = self.field_type(gaussians, model.bounds)
+        begin = None if budget is None else self.beginning(scene, seed, device, budget)
+        if begin is not None:
+            model = self.field_type(begin.gaussians, model.bounds)
         renderer.color_gradient = ShFactors()
         r = self.rates
         columns = torch.full(((self.sh_degree + 1) ** 2 * 3,), r.higher_bands, device=device)
@@ -191,6 +191,8 @@ class Config:
             losses["exposure"] = exposure.prior
         poses = self.poses.build([f.camera for f in scene.train]).to(device) if self.refine_poses else None
         if poses is not None:
+            if begin is not None and begin.twists is not None:
+                poses.twists.data.copy_(begin.twists)
             groups.append(self.poses.group(poses))
             losses["poses"] = poses.prior
         intrinsics = None
@@ -211,7 +213,7 @@ class Config:
             robust=robust_masks(self.robust, scene, device),
             drawn=known,
             parts={"batches": batches, "bands": Bands(renderer)},
-            elapsed=seconds,
+            elapsed=0.0 if begin is None else begin.seconds,
             generator=torch.Generator(device).manual_seed(seed + 3),
         )
 

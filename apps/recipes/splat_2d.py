@@ -10,10 +10,10 @@ import torch
 from ...datasets.scene import Scene
 from ...fields.gaussians import GaussianField
 from ...fields.surfels import flatten, surfels
-from ...geometry import Gaussians
 from ...renderers.losses.depth_distortion import DepthDistortion
 from ...renderers.losses.normal_consistency import NormalConsistency
 from ...renderers.surfels import SurfelConfig, SurfelRenderer
+from ..first_gaussians import Beginning
 from ..fit import Budget, Report
 from . import splat_classic
 from .splat_classic import ClassicControl
@@ -32,10 +32,10 @@ class Config(splat_classic.Config):
         """A renderer of surfels; of their geometry, if a loss looks at it."""
         return SurfelRenderer(color, draw, random=random, geometry=bool(self.distortion.weight or self.normals.weight))
 
-    def first_gaussians(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> tuple[Gaussians, float]:
+    def beginning(self, scene: Scene, seed: int, device: torch.device, budget: Budget) -> Beginning:
         """``splat``'s, flat."""
-        gaussians, seconds = super().first_gaussians(scene, seed, device, budget)
-        return surfels(gaussians), seconds
+        begin = super().beginning(scene, seed, device, budget)
+        return begin._replace(gaussians=surfels(begin.gaussians))
 
     def terms(self) -> dict[str, Any]:
         return {**super().terms(), "distortion": self.distortion, "normals": self.normals}

@@ -205,18 +205,25 @@ class Pairs {
     most = upto + LANES, count = 0;
     room.clear(), room.reserve(3 * most);
   }
-  PF_INLINE void add(Lane<int32_t> tile, Lane<int32_t> slot, Lane<int32_t> cells, uint32_t chosen) {
-    int32_t* to = room.data() + count;
-    compress(to, tile, chosen), compress(to + most, slot, chosen), compress(to + 2 * most, cells, chosen);
-    count += __builtin_popcount(chosen);
-  }
   int32_t tile(int64_t i) const { return room.data()[i]; }
   int64_t entry(int64_t i) const { return int64_t(uint32_t(room.data()[2 * most + i])) << 32 | room.data()[most + i]; }
+
+  // Where the next go: kept in registers.
+  struct End {
+    int32_t* at;
+    int64_t row;
+    PF_INLINE void add(Lane<int32_t> tile, Lane<int32_t> slot, Lane<int32_t> cells, uint32_t chosen) {
+      compress(at, tile, chosen), compress(at + row, slot, chosen), compress(at + 2 * row, cells, chosen);
+      at += __builtin_popcount(chosen);
+    }
+  };
+  End end() { return {room.data(), most}; }
+  void stop(const End& end) { count = end.at - room.data(); }
 };
 
 // The tiles that an ellipse meets: rows of cells in lanes, four of a tile side by side, column of tiles by column. slots: of
 // its bands, one after the other.
-template <class T> PF_INLINE void cut(const T* row, const Box& box, int width, int tiles_x, const int32_t* slots, Pairs& found) {
+template <class T> PF_INLINE void cut(const T* row, const Box& box, int width, int tiles_x, const int32_t* slots, Pairs::End& found) {
   static_assert(CELL == 4 && BAND == 2, "shifts by 2 and 1");
   using I = Lane<int32_t>;
   const Ellipse<T> ellipse(row);
@@ -228,13 +235,14 @@ template <class T> PF_INLINE void cut(const T* row, const Box& box, int width, i
     const auto some = ellipse.meets(iota<T>() + Lane<T>(T(base)), width, left, right) & (tile_row <= I(box.y1 / TILE));
     const I band = min((tile_row >> 1) - I(box.first_band()), I(bands - 1));
     const I slot = bands > 2 ? gather(slots, band) : select(band > I(0), I(slots[bands - 1]), I(slots[0]));
+    const I first_tile = tile_row * I(tiles_x);
     for (int x = box.x0 / TILE; x <= box.x1 / TILE; ++x) {
       const I from = min(max((left >> 2) - I(CELL * x), I(0)), I(CELL)), end = max(min((right >> 2) - I(CELL * x - 1), I(CELL)), I(0));
       I cells = select(some & (from < end), ((I(1) << end) - (I(1) << from)) << up, I(0));
       cells = cells | shuffle(cells, cells, indices<int32_t>([](int i) { return i ^ 1; }));
       cells = cells | shuffle(cells, cells, indices<int32_t>([](int i) { return i ^ 2; }));
       const uint32_t chosen = bits(cells > I(0)) & 0x11111111u & ALL_BITS;  // the first of each four
-      if (chosen) found.add(tile_row * I(tiles_x) + I(x), slot, cells, chosen);
+      found.add(first_tile + I(x), slot, cells, chosen);                    // mostly some: a branch would cost more
     }
   }
 }
@@ -257,8 +265,8 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
   const int32_t *first_pair = first_look.pairs.data(), *slot_of = first_look.slot_of.data();
   int64_t* c = counts.data();
   parallel_shares(n, shares, [=](int s, int64_t begin, int64_t end) {
-    Pairs& found = pairs[s];
-    found.clear(most);
+    pairs[s].clear(most);
+    Pairs::End found = pairs[s].end();
     for (int64_t i = begin; i < end; ++i) {
       if (i + AHEAD < end) {
         __builtin_prefetch(rows + ROW * int64_t(order[i + AHEAD].gaussian));
@@ -270,8 +278,9 @@ void splat_tiles(const T* rows, int64_t gaussians, int width, int height, int64_
       const Box box = box_of(row, width, height);
       cut(row, box, width, tiles_x, slot_of + first_pair[gaussian], found);
     }
+    pairs[s].stop(found);
     int64_t* count = c + s * tiles;
-    for (int64_t i = 0; i < found.count; ++i) ++count[found.tile(i)];
+    for (int64_t i = 0; i < pairs[s].count; ++i) ++count[pairs[s].tile(i)];
   });
   tile_offsets[tiles] = starts(c, tiles, shares, tile_offsets);
   parallel_shares(n, shares, [=](int s, int64_t, int64_t) {
