@@ -142,14 +142,24 @@ template <class F> PF_INLINE void for_vectors(uint32_t cells, uint32_t& live, F 
   }
 }
 
-// f(tile, the one after it or -1) for all tiles, band by band, whose slots are cleared before.
+// The i-th of an image's tiles band by band, column by column: tiles one below the other share Gaussians and slots, which are
+// then still in the cache.
+struct TileOrder {
+  int64_t tiles, columns, band;  // band: tiles of one
+  TileOrder(int64_t tiles_, int width) : tiles(tiles_), columns(ceil_div(width, TILE)), band(columns * BAND) {}
+  PF_INLINE int64_t operator()(int64_t i) const {
+    const int64_t first = i / band * band, rows = (tiles - first < band ? tiles - first : band) / columns;
+    return first + (i - first) % rows * columns + (i - first) / rows;
+  }
+};
+
+// f(tile, the one after it or -1) for all tiles, whose bands' slots are cleared before.
 template <class T, class F> PF_INLINE void for_bands(int64_t tiles, int width, T* slots, const int64_t* band_offsets, F f) {
-  const int64_t columns = ceil_div(width, TILE), band = columns * BAND;
-  parallel_pieces(ceil_div(tiles, band), [=](int64_t b) {
+  const TileOrder order(tiles, width);
+  parallel_pieces(ceil_div(tiles, order.band), [=](int64_t b) {
     std::memset(slots + ROW * band_offsets[b], 0, ROW * (band_offsets[b + 1] - band_offsets[b]) * sizeof(T));
-    const int64_t first = b * band, rows = (tiles - first < band ? tiles - first : band) / columns, n = rows * columns;
-    const auto tile = [=](int64_t i) { return i < n ? first + i % rows * columns + i / rows : -1; };
-    for (int64_t i = 0; i < n; ++i) f(tile(i), tile(i + 1));  // tiles one below the other share slots: they are then still in the cache
+    const int64_t end = (b + 1) * order.band < tiles ? (b + 1) * order.band : tiles;
+    for (int64_t i = b * order.band; i < end; ++i) f(order(i), i + 1 < end ? order(i + 1) : -1);
   });
 }
 

@@ -169,8 +169,10 @@ template <class T>
 void splat_blend(const T* rows, const int64_t* entries, const int64_t* tile_offsets, const int32_t* slot_gaussian, Blocks<PIXELS> tiles, int width, int height,
                  const T* channels, int64_t first, int64_t stride, int n, const Inline<Planes<T>>& images, const T* background, T* alphas, T* medians, int smooth) {
   const Scene<T> s{rows, entries, tile_offsets, slot_gaussian, width, height, {channels + first, stride, n}};
+  const TileOrder order(tiles, width);
   choose<T>(n, medians, smooth, [&](auto N, auto MEDIAN, auto SMOOTH) {
-    for_each(tiles, [&](int64_t tile) {
+    for_each(tiles, [&](int64_t i) {
+      const int64_t tile = order(i);
       blend_tile<T, decltype(N)::value, decltype(MEDIAN)::value, decltype(SMOOTH)::value>(s, tile, images.value, background, alphas, medians);
     });
   });

@@ -205,8 +205,10 @@ void surfel_blend(const T* rows, const int64_t* entries, const int64_t* tile_off
                   const T* channels, int64_t first, int64_t stride, int n, const Inline<Planes<T>>& images, const T* background, T* alphas,
                   const Inline<DepthMaps<T>>& maps, T near, T scale, int smooth) {
   const Scene<T> s{rows, entries, tile_offsets, slot_gaussian, width, height, {channels + first, stride, n}};
+  const TileOrder order(tiles, width);
   choose<T>(maps.value.any(), smooth, [&](auto DEEP, auto SMOOTH) {
-    for_each(tiles, [&](int64_t tile) {
+    for_each(tiles, [&](int64_t i) {
+      const int64_t tile = order(i);
       blend_tile<T, decltype(DEEP)::value, decltype(SMOOTH)::value>(s, {near, scale}, tile, images.value, background, alphas, maps.value);
     });
   });
