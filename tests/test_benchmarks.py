@@ -28,6 +28,7 @@ SMALL = {
     "SAMPLES": 1 << 8,
     "RAYS": 1 << 6,
     "COUNT": 1 << 10,
+    "PICTURE": (64, 48),
     "WARM": 2,
     "TIMED": 16,
     "LADDER": (0.2,),
@@ -78,7 +79,7 @@ def test_a_case_runs(name, on_cpu):
         assert missing or row.value > 0
 
 
-@pytest.mark.parametrize("name", ["adam", "mlp", "radiance"])
+@pytest.mark.parametrize("name", ["adam", "gaussians", "mlp", "radiance"])
 def test_a_case_runs_on_cuda_kernels(name, on_cpu, monkeypatch):
     """In the emulator: what a case asks of the kernels is what they take."""
     module = on_cpu(name)

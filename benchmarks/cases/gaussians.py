@@ -17,42 +17,22 @@ from polyfield.cuda.ssim import ssim_l1
 from polyfield.cuda.surfels import render_surfels
 from polyfield.fields.optimizer import Adam
 from polyfield.fields.sh_factors import ShFactors
-from polyfield.geometry.morton import morton_order
 
 from tests.reference import gaussians as reference
 from tests.reference import surfels as surfel_reference
 
 from ..measure import Row, peak_memory_bytes, seconds
-from ..scenes import generator
+from ..scenes import generator, splats
 
 HEAVY = (8.0, 31.0)  # radii whose mean standard deviation, geometric over both axes, is 4.4 pixels
 RATES = {"means": 1e-5, "quats": 1e-3, "log_scales": 1e-3, "logit_opacities": 1e-2, "sh": 1e-3}
-
-
-def scene(
-    count: int, size: int, low: float = 2.0, high: float = 8.0
-) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Gaussians whose radius in pixels lies between low and high, in a square image's view; K; world_to_camera."""
-    g = generator()
-    focal = 1.2 * size
-    z = 2 + 4 * torch.rand(count, generator=g)
-    xy = (torch.rand(count, 2, generator=g) - 0.5) * size / focal * z[:, None]
-    means = torch.cat([xy, z[:, None]], 1)
-    means = means[morton_order(means)]
-    z = means[:, 2]
-    radius = low + (high - low) * torch.rand(count, generator=g)
-    scales = (radius / 3 * z / focal)[:, None] * (0.3 + 0.7 * torch.rand(count, 3, generator=g))
-    quats, logits = torch.randn(count, 4, generator=g), torch.randn(count, generator=g)
-    sh = 0.3 * torch.randn(count, 16, 3, generator=g)
-    K = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
-    return [means, quats, scales.log(), logits, sh], K, torch.eye(4)
 
 
 class Step:
     """A fit's step on one image, optimizer included."""
 
     def __init__(self, count: int, size: int, low: float = 2.0, high: float = 8.0):
-        self.gaussians, self.K, self.pose = scene(count, size, low, high)
+        self.gaussians, self.K, self.pose = splats(count, size, size, low, high)
         self.size = size
         first = torch.cat([torch.ones(3), torch.full((45,), 0.05)])
         self.colors = ShFactors()
