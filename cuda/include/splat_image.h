@@ -65,6 +65,14 @@ template <class T> struct Four {
   }
   static PF_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
 };
+// Those numbers of a and, from 4 on, of b.
+template <int I, int J, int K, int L, class V> PF_INLINE V pick(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I, J, K, L);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){I, J, K, L});
+#endif
+}
 
 // Whether planes hold the colours of one image, each pixel's side by side.
 template <class T> PF_INLINE bool woven(const Plane<T>* planes) {
@@ -102,10 +110,10 @@ template <int N, class T> PF_INLINE void write_planes(const Window& w, const T (
       }
       using F = Four<T>;
       const auto r = F::load(from[0] + i), g = F::load(from[1] + i), b = F::load(from[2] + i);
-      const auto low = __builtin_shufflevector(r, g, 0, 4, 1, 5), high = __builtin_shufflevector(r, g, 2, 6, 3, 7);
-      F::store(pixels, __builtin_shufflevector(low, b, 0, 1, 4, 2));
-      F::store(pixels + 4, __builtin_shufflevector(__builtin_shufflevector(low, b, 3, 5, 3, 5), high, 0, 1, 4, 5));
-      F::store(pixels + 8, __builtin_shufflevector(high, b, 6, 2, 3, 7));
+      const auto low = pick<0, 4, 1, 5>(r, g), high = pick<2, 6, 3, 7>(r, g);
+      F::store(pixels, pick<0, 1, 4, 2>(low, b));
+      F::store(pixels + 4, pick<0, 1, 4, 5>(pick<3, 5, 3, 5>(low, b), high));
+      F::store(pixels + 8, pick<6, 2, 3, 7>(high, b));
     });
   }
   for (; c < N; ++c) write_plane(w, from[c], to.of[c]);
@@ -130,9 +138,9 @@ template <int N, class T> PF_INLINE void read_planes(const Window& w, const Plan
       }
       using F = Four<T>;
       const auto x = F::load(pixels), y = F::load(pixels + 4), z = F::load(pixels + 8);
-      F::store(to[0] + i, __builtin_shufflevector(__builtin_shufflevector(x, y, 0, 3, 6, 6), z, 0, 1, 2, 5));
-      F::store(to[1] + i, __builtin_shufflevector(__builtin_shufflevector(x, y, 1, 4, 7, 7), z, 0, 1, 2, 6));
-      F::store(to[2] + i, __builtin_shufflevector(__builtin_shufflevector(x, y, 2, 5, 5, 5), z, 0, 1, 4, 7));
+      F::store(to[0] + i, pick<0, 1, 2, 5>(pick<0, 3, 6, 6>(x, y), z));
+      F::store(to[1] + i, pick<0, 1, 2, 6>(pick<1, 4, 7, 7>(x, y), z));
+      F::store(to[2] + i, pick<0, 1, 4, 7>(pick<2, 5, 5, 5>(x, y), z));
     });
   }
   for (; c < N; ++c) read_plane(w, from.of[c], to[c]);
