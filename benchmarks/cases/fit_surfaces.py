@@ -29,7 +29,7 @@ def measured(scene: str, options: tuple[str, ...], truth: Path | None = None) ->
         run, mesh = str(Path(folder) / "run"), Path(folder) / "run" / "mesh.ply"
         limit = ("--seconds", str(SECONDS), "--preview-every", "0", "--device", "cpu")
         polyfield("fit", "neus", str(root / scene), "--run", run, *limit, *options)
-        polyfield("extract", run, "--output", str(mesh), "--resolution", str(RESOLUTION))
+        polyfield("extract", run, "--output", str(mesh), "--resolution", str(RESOLUTION), "--components", "0")
         polyfield("evaluate", run, *(() if truth is None else ("--mesh", str(truth))))
         return json.loads((Path(run) / "metrics.json").read_text()), load_mesh(mesh)
 
