@@ -190,7 +190,7 @@ def learned(scene):
 
 @pytest.fixture
 def no_quick_fit(learned, monkeypatch):
-    def known_already(scene, seed, device, budget, robust, poses=None):
+    def known_already(scene, seed, device, budget, robust):
         job = build(scene, seed, device)
         job.restore(*learned)
         job.renderer.eval()

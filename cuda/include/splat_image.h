@@ -2,7 +2,7 @@
 // one image, side by side in memory, four pixels at a time.
 //
 // The trick: pixels of a cell's row are a run in both, so colours are woven by shuffles of four; and a tile's rows are asked for
-// before the tile is worked on: a third of the time that blending takes went to stores of single numbers.
+// before the tile is worked on. Of 50,000 Gaussians at 800 x 800, 40 % of drawing went to stores of single numbers.
 #pragma once
 #include "lane_rows.h"
 #include "splat_row.h"
@@ -144,6 +144,19 @@ template <int N, class T> PF_INLINE void read_planes(const Window& w, const Plan
     });
   }
   for (; c < N; ++c) read_plane(w, from.of[c], to[c]);
+}
+
+// Gradients to a tile's N planes, and rest += gradient image, what of it is left to come. What the next tile (-1: none) reads is
+// asked for.
+template <int N, class T>
+PF_INLINE void read_gradients(const Window& w, int64_t next, int height, const Planes<T>& grads, const Planes<T>& images, T (*grad)[PIXELS], T* rest) {
+  alignas(64) T drawn[N][PIXELS];
+  read_planes<N>(w, grads, grad), read_planes<N>(w, images, drawn);
+  for (int c = 0; c < N; ++c)
+    for (int i = 0; grads.of[c].image && i < PIXELS; ++i) rest[i] += grad[c][i] * drawn[c][i];
+  if (next < 0) return;
+  const Window after(next, w.width, height);
+  fetch_planes<false>(after, grads.of, N), fetch_planes<false>(after, images.of, N);
 }
 #endif
 

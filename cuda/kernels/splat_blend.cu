@@ -183,18 +183,12 @@ template <class T, int N, bool SMOOTH> void blend_tile_backward(const Scene<T>& 
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
-  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[N][PIXELS], drawn[N][PIXELS];
+  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[N][PIXELS];
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1), rest[i] = T(0);
   if (up.grad_alphas) {  // alpha grows by T / (1 - alpha_i): as if an image of -T were left to come
     w.for_pixels([&](int i, int64_t p) { rest[i] = up.grad_alphas[p] * (up.alphas[p] - T(1)); });
   }
-  read_planes<N>(w, up.grad_images, grad), read_planes<N>(w, up.images, drawn);
-  for (int c = 0; c < N; ++c)
-    for (int i = 0; up.grad_images.of[c].image && i < PIXELS; ++i) rest[i] += grad[c][i] * drawn[c][i];
-  if (next >= 0) {
-    const Window after(next, s.width, s.height);
-    fetch_planes<false>(after, up.grad_images.of, N), fetch_planes<false>(after, up.images.of, N);
-  }
+  read_gradients<N>(w, next, s.height, up.grad_images, up.images, grad, rest);
   uint32_t live = cells_inside<T>(w);
   for_entries<Splat<T>>(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Splat<T>& splat, uint32_t cells) {
     if (!cells) return;

@@ -219,7 +219,7 @@ template <class T, bool DEEP, bool SMOOTH> void blend_tile_backward(const Scene<
   using R = Lane<T>;
   const Window w(tile, s.width, s.height);
   const Centers<T>& at = centers<T>();
-  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[DRAWN][PIXELS], deep[5][DEEP ? PIXELS : 1], drawn[DRAWN][PIXELS];
+  alignas(64) T transmittance[PIXELS], rest[PIXELS], grad[DRAWN][PIXELS], deep[5][DEEP ? PIXELS : 1];
   for (int i = 0; i < PIXELS; ++i) transmittance[i] = T(1), rest[i] = T(0);
   for (int k = 0; k < 5; ++k)
     for (int i = 0; DEEP && i < PIXELS; ++i) deep[k][i] = T(0);
@@ -228,13 +228,7 @@ template <class T, bool DEEP, bool SMOOTH> void blend_tile_backward(const Scene<
     rest[i] = begin_pixel(up, p, g);
     if (DEEP) deep[0][i] = g.sum, deep[1][i] = g.median, deep[2][i] = g.taken, deep[3][i] = g.spread, deep[4][i] = g.middle;
   });
-  read_planes<DRAWN>(w, up.grad_images, grad), read_planes<DRAWN>(w, up.images, drawn);
-  for (int c = 0; c < DRAWN; ++c)
-    for (int i = 0; up.grad_images.of[c].image && i < PIXELS; ++i) rest[i] += grad[c][i] * drawn[c][i];
-  if (next >= 0) {
-    const Window after(next, s.width, s.height);
-    fetch_planes<false>(after, up.grad_images.of, DRAWN), fetch_planes<false>(after, up.images.of, DRAWN);
-  }
+  read_gradients<DRAWN>(w, next, s.height, up.grad_images, up.images, grad, rest);
   uint32_t live = cells_inside<T>(w);
   for_entries<Surfel<T>>(s, w, tile, live, [&](int64_t slot, int64_t gaussian, const Surfel<T>& surfel, uint32_t cells) {
     if (!cells) return;
