@@ -21,7 +21,7 @@ from polyfield.fields.sh_factors import ShFactors
 from tests.reference import gaussians as reference
 from tests.reference import surfels as surfel_reference
 
-from ..measure import Row, peak_memory_bytes, seconds
+from ..measure import Row, blocks, peak_memory_bytes, seconds
 from ..scenes import generator, splats
 
 HEAVY = (8.0, 31.0)  # radii whose mean standard deviation, geometric over both axes, is 4.4 pixels
@@ -100,10 +100,13 @@ class Step:
         reference.render(gaussians, self.K, self.pose, self.size, self.size)[0].backward(self.upstream)
 
 
-def time_per_intersection(count: int, size: int) -> float:
-    """Seconds of a whole step on the image, Adam included."""
-    step = Step(count, size)
-    return seconds(step.with_adam, least=3) / step.intersections()
+def growth(few: Step, many: Step) -> float:
+    """How much longer a tile intersection takes in a whole step, Adam included, with ``many`` Gaussians than with few.
+
+    They alternate: times of one minute and the next differ more than this does.
+    """
+    many_time, few_time = blocks(many.with_adam, few.with_adam, rounds=9, budget=0.3, least=3)
+    return many_time / many.intersections() / (few_time / few.intersections())
 
 
 def peak_of(count: int, size: int) -> float:
@@ -142,11 +145,12 @@ def run(device: str) -> Iterator[Row]:
     yield Row(
         "Gaussians, 50k of sigma 4.4 px at 400x400, whole step", None, seconds(step.whole) * 1e3, "ms", "", "25 ms"
     )
-    small = time_per_intersection(50_000, 800)
+    step = Step(50_000, 800)
     for times in (4, 8):
-        growth = time_per_intersection(50_000 * times**2, 800 * times) / small
-        name = f"Gaussians, time of a step per tile intersection, {50 * times**2}k / 50k"
-        yield Row(name, None, growth, "x", "", "1x")
+        grown = growth(step, Step(50_000 * times**2, 800 * times))
+        yield Row(
+            f"Gaussians, time of a step per tile intersection, {50 * times**2}k / 50k", None, grown, "x", "", "1x"
+        )
     taken = memory_per_gaussian(100_000, 800_000, 1600)
     name = "Gaussians, memory of each while fitting, 100k to 800k at 1600x1600"
     yield Row(name, None, taken, "bytes", "", "1024 bytes")
