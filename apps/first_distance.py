@@ -1,8 +1,9 @@
 """Where a fit of a distance begins: at the surfaces that a quick hash-grid fit shows, rather than at a sphere.
 
 A radiance field finds a scene's surfaces within seconds; a signed distance alone needs thousands of steps to carve them
-out of a sphere. So: fit the hash grid, look at it from the training views, take away all space that a view sees through
-(space carving, Kutulakos and Seitz 2000), and teach the field the distance to what is left.
+out of a sphere. So: fit the hash grid, look at it from the training views, take away the space that views look through
+(space carving, Kutulakos and Seitz 2000), and teach the field the distance to what is left. Views vote: one depth that
+is wrong shall not cut a wire, nor shall a wire's neighbourhood, in which no ray ends, stay solid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .devices import CPU
 from .fit import Budget, Job
 from .quick_fit import quick_fit
 
-MARGIN = 2.0  # by how much less than its depth a view looks through space: per cells along the cube
+MARGIN = 1.0  # by how much less than its depth a view looks through space: per cells along the cube
+STAYS = 2  # views that look through a cell, for each in which one of its rays ends there, that leave it solid
 CHUNK = 1 << 18  # points at a time
 
 
@@ -39,11 +41,11 @@ class FirstDistance:
     """The most that it takes, where the budget is in seconds."""
     grid_steps: int = 1000
     """The most that it takes, where the budget is in steps."""
-    resolution: int = 128
+    resolution: int = 160
     """Cells along the cube that is carved."""
     views: int = 60
     """Training views that carve, at most."""
-    view_size: int = 160
+    view_size: int = 320
     """Longest side of these, pixels."""
     steps: int = 250
     """Of teaching the field."""
@@ -63,16 +65,18 @@ class FirstDistance:
 
     @torch.no_grad()
     def _carve(self, job: Job, scene: Scene) -> Tensor:
-        """(R, R, R) bool by z, y, x: cells of [-1, 1]^3 that some view looks at and none looks through."""
+        """(R, R, R) bool by z, y, x: cells of [-1, 1]^3 that some view has in its picture, solid by vote."""
         count = min(self.views, len(scene.train))
-        seen = through = torch.zeros(self.resolution**3, dtype=torch.bool)
         points = lattice(Aabb.cube(1.0), self.resolution)
+        seen, votes = torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points), dtype=torch.int16)
         for frame in (scene.train[i * len(scene.train) // count] for i in range(count)):
             camera = frame.camera.downscaled(max(1.0, max(frame.camera.width, frame.camera.height) / self.view_size))
             pixels = job.renderer.render(job.field, camera).pixels.to(CPU)
             inside, empty = looked_at(camera.to(CPU), pixels, points, MARGIN / self.resolution)
-            seen, through = seen | inside, through | empty
-        return (seen & ~through).view(self.resolution, self.resolution, self.resolution)
+            seen |= inside
+            votes -= empty.short()
+            votes[cells_met(camera.to(CPU), pixels, self.resolution)] += STAYS
+        return (seen & (votes >= 0)).view(self.resolution, self.resolution, self.resolution)
 
     def _learn(self, model: GridDistance, distances: Tensor, seed: int) -> None:
         """Steps on random points of the cube, half of them near the surface."""
@@ -106,15 +110,15 @@ def lattice(bounds: Aabb, resolution: int) -> Tensor:
     return bounds.low + bounds.extent * torch.stack([x, y, z], -1).reshape(-1, 3)
 
 
-def looked_at(camera: Camera, pixels: Pixels, points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Which of points (N, 3) the view has in its picture, and which it looks through, a margin before its depth.
-
-    Through a point it looks if the pixels around do so too: a ray beside a wire says nothing about the wire.
-    """
+def depths_of(pixels: Pixels) -> Tensor:
+    """(H, W) along the rays; infinite where less than half of the light ends."""
     assert pixels.depths is not None and pixels.alphas is not None
-    depths = torch.where(pixels.alphas > 0.5, pixels.depths, torch.inf)
-    depths = -functional.max_pool2d(-depths[None, None], 3, 1, 1)[0, 0]
-    inside, empty = [], []
+    return torch.where(pixels.alphas > 0.5, pixels.depths, torch.inf)
+
+
+def looked_at(camera: Camera, pixels: Pixels, points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Which of points (N, 3) the view has in its picture, and which it looks through, a margin before its depth."""
+    depths, inside, empty = depths_of(pixels), [], []
     for part in points.split(CHUNK):
         places, z = camera.project(part)
         column, row = places.nan_to_num(-1.0).floor().long().unbind(-1)
@@ -124,6 +128,15 @@ def looked_at(camera: Camera, pixels: Pixels, points: Tensor, margin: float) -> 
         inside.append(shown)
         empty.append(shown & (distance < depth - margin))
     return torch.cat(inside), torch.cat(empty)
+
+
+def cells_met(camera: Camera, pixels: Pixels, resolution: int) -> Tensor:
+    """(N,) numbers of the cells of [-1, 1]^3 in which rays of the view end, each once; x fastest."""
+    depths, rays = depths_of(pixels).flatten(), camera.rays()
+    met = depths.isfinite()
+    cells = ((rays.at(depths)[met] + 1) / 2 * resolution).floor().long()
+    x, y, z = cells[((cells >= 0) & (cells < resolution)).all(-1)].unbind(-1)
+    return ((z * resolution + y) * resolution + x).unique()
 
 
 def solid_distances(solid: Tensor) -> Tensor | None:
