@@ -52,7 +52,7 @@ class SurfaceConfig(ngp.Config):
     )
     march: MarchConfig = MarchConfig(min_transmittance=1e-3)
     optimizer: ngp.OptimizerConfig = ngp.OptimizerConfig(learning_rate=1e-2, final_fraction=0.05)
-    eikonal: Eikonal = Eikonal(weight=0.1)
+    eikonal: Eikonal = Eikonal(weight=3e-3)
     curvature: Curvature = Curvature()
     sparsity: Sparsity = Sparsity()
     free_space: FreeSpace = FreeSpace()

@@ -15,7 +15,7 @@ from ..surfaces import SurfaceConfig
 class Config(SurfaceConfig):
     """NeuS: a signed distance and colours on a hash grid, drawn by a law that makes its zero level the surface."""
 
-    sharpness: float = 60.0
+    sharpness: float = 120.0
     """Of the surface at the beginning, per scene unit."""
     anneal: float = 0.1
     """Share of the budget after which rays see only surfaces that they enter."""
