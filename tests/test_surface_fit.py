@@ -30,6 +30,7 @@ FIELD = SignedDistanceConfig(
     network=MlpConfig(width=32),
     color=MlpConfig(width=32),
 )
+BLUNT = 60.0  # where a fit of small pictures begins: they hold no surface that is sharper
 RECIPES = {
     name: replace(
         config,
@@ -38,7 +39,7 @@ RECIPES = {
         samples_per_step=8192,
         first=FirstDistance(grid_share=0.4, resolution=64, views=20, view_size=50, steps=150, points=4096),
     )
-    for name, config in (("neus", neus.Config()), ("volsdf", volsdf.Config()))
+    for name, config in (("neus", neus.Config(sharpness=BLUNT)), ("volsdf", volsdf.Config()))
 }
 
 
@@ -91,7 +92,7 @@ def test_the_law_sharpens(run):
     law = open_run(run.folder).renderer.opacity
     if hasattr(law, "annealing"):
         assert law.annealing == 1
-        assert law.sharpness > 1.1 * neus.Config().sharpness
+        assert law.sharpness > 1.1 * BLUNT
     else:
         assert law.beta < volsdf.Config().beta / 1.1
 
